@@ -1,0 +1,27 @@
+//! The FUSE protocol without a transport.
+//!
+//! [`wire`] has the structs, [`op`] the operations as one table, [`FileSystem`] the operations as typed methods, [`Server`] turns a
+//! [`Message`] (one request's memory, whoever carries it) into a call and its result into a reply of exactly the length that
+//! the kernel expects. Nothing here knows a virtqueue, a file descriptor of a device, or Python.
+
+mod creation;
+mod dirbuf;
+mod error;
+mod fs;
+mod message;
+mod metrics;
+mod names;
+mod negotiate;
+pub mod op;
+mod server;
+pub mod wire;
+
+pub use creation::Creation;
+pub use dirbuf::DirBuffer;
+pub use error::{Error, Result};
+pub use fs::{Context, FileSystem};
+pub use message::{Malformed, Message, Segments};
+pub use metrics::Metrics;
+pub use negotiate::{Limits, Negotiated};
+pub use op::{Opcode, Operation};
+pub use server::{Outcome, Scratch, Server};
