@@ -1,0 +1,278 @@
+// UNSAFETY: guest memory is reached through raw pointers, since the guest changes it at will and no reference into it may
+// exist. Both copies below go through vm-memory's VolatileSlice; system calls take the pointers as iovecs.
+#![allow(unsafe_code)]
+
+//! One request of a virtqueue.
+
+use std::sync::Arc;
+
+use vm_memory::VolatileSlice;
+
+use crate::Memory;
+
+/// A descriptor chain: the request as a stream of bytes, and the room for its reply.
+///
+/// Its descriptors were resolved and checked when it was taken from the ring, each against the regions of the memory that it
+/// holds on to; what lies in that memory is the guest's to change until the end. No framing is assumed: bytes count, descriptors
+/// do not.
+#[derive(Debug, Default)]
+pub struct Chain {
+    head: u16,
+    /// Keeps mapped what the iovecs point to.
+    memory: Arc<Memory>,
+    readable: Vec<libc::iovec>,
+    writable: Vec<libc::iovec>,
+    room: usize,
+    unread: usize,
+    /// Next byte to read: which iovec, and where in it.
+    at: (usize, usize),
+    /// The part of either side that was last lent to a system call.
+    lent: Vec<libc::iovec>,
+}
+
+// SAFETY: the pointers lead into mappings that `memory` keeps alive, which do not belong to any thread; the chain itself is
+// used by one thread at a time (no method that touches memory takes `&self` beside `&mut self` ones).
+unsafe impl Send for Chain {}
+
+impl Chain {
+    /// Empties the chain for the next head; keeps its allocations.
+    pub(crate) fn restart(&mut self, head: u16, memory: &Arc<Memory>) {
+        self.head = head;
+        if !Arc::ptr_eq(&self.memory, memory) {
+            self.memory = Arc::clone(memory);
+        }
+        self.readable.clear();
+        self.writable.clear();
+        (self.room, self.unread, self.at) = (0, 0, (0, 0));
+    }
+
+    /// Lets go of the guest's memory.
+    pub fn clear(&mut self) {
+        self.restart(0, &Arc::default());
+        self.lent.clear();
+    }
+
+    /// Appends what one descriptor describes, or answers false if any byte of it lies outside of the guest's memory. Pieces
+    /// that are neighbours on the host become one iovec.
+    pub(crate) fn push(&mut self, mut address: u64, len: u32, writable: bool) -> bool {
+        let side = if writable { &mut self.writable } else { &mut self.readable };
+        let mut left = len as usize;
+        while left > 0 {
+            let Some((host, available)) = self.memory.host(address) else { return false };
+            let piece = left.min(available);
+            match side.last_mut() {
+                Some(last) if last.iov_base.cast::<u8>().wrapping_add(last.iov_len) == host => last.iov_len += piece,
+                _ => side.push(libc::iovec { iov_base: host.cast(), iov_len: piece }),
+            }
+            left -= piece;
+            address = match address.checked_add(piece as u64) {
+                Some(next) => next,
+                None if left == 0 => break,
+                None => return false,
+            };
+        }
+        if writable {
+            self.room += len as usize
+        } else {
+            self.unread += len as usize
+        }
+        true
+    }
+
+    /// Index of the chain's first descriptor, by which it is completed.
+    pub fn head(&self) -> u16 {
+        self.head
+    }
+
+    /// Bytes of the request that were not read yet.
+    pub fn unread(&self) -> usize {
+        self.unread
+    }
+
+    /// Bytes of room for the reply.
+    pub fn room(&self) -> usize {
+        self.room
+    }
+
+    /// Goes back to the first byte of the request.
+    pub fn rewind(&mut self) {
+        self.at = (0, 0);
+        self.unread = self.readable.iter().map(|iovec| iovec.iov_len).sum();
+    }
+
+    /// Reads the next `buf.len()` bytes of the request, or answers false and reads none.
+    #[must_use]
+    pub fn read(&mut self, buf: &mut [u8]) -> bool {
+        if buf.len() > self.unread {
+            return false;
+        }
+        let mut rest = buf;
+        while !rest.is_empty() {
+            let Some(piece) = self.next_piece(rest.len()) else { return false };
+            // SAFETY: `piece` is a part of an iovec of this chain, which was checked against the mapping that `self.memory` keeps
+            // alive; the slice does not outlive this statement.
+            let from = unsafe { VolatileSlice::new(piece.iov_base.cast(), piece.iov_len) };
+            let done = from.copy_to(rest);
+            self.advance(piece.iov_len);
+            rest = rest.get_mut(done..).unwrap_or_default();
+        }
+        true
+    }
+
+    /// Takes the next `len` bytes of the request as iovecs, or answers `None` and takes none.
+    pub fn read_iovecs(&mut self, len: usize) -> Option<&[libc::iovec]> {
+        if len > self.unread {
+            return None;
+        }
+        self.lent.clear();
+        let mut left = len;
+        while left > 0 {
+            let piece = self.next_piece(left)?;
+            self.lent.push(piece);
+            self.advance(piece.iov_len);
+            left -= piece.iov_len;
+        }
+        Some(&self.lent)
+    }
+
+    fn next_piece(&self, limit: usize) -> Option<libc::iovec> {
+        let iovec = self.readable.get(self.at.0)?;
+        Some(part(iovec, self.at.1, limit))
+    }
+
+    fn advance(&mut self, len: usize) {
+        self.unread -= len;
+        self.at.1 += len;
+        if self.readable.get(self.at.0).is_some_and(|iovec| iovec.iov_len == self.at.1) {
+            self.at = (self.at.0 + 1, 0);
+        }
+    }
+
+    /// Writes `bytes` at `offset` of the room, or answers false and writes none.
+    #[must_use]
+    pub fn write(&mut self, offset: usize, bytes: &[u8]) -> bool {
+        let Some(pieces) = self.write_iovecs(offset, bytes.len()) else { return false };
+        let mut rest = bytes;
+        for piece in pieces {
+            let Some((now, later)) = rest.split_at_checked(piece.iov_len) else { return false };
+            // SAFETY: as in `read`: the piece lies in a mapping that `self.memory` keeps alive, and was mapped for writing.
+            let to = unsafe { VolatileSlice::new(piece.iov_base.cast(), piece.iov_len) };
+            to.copy_from(now);
+            rest = later;
+        }
+        true
+    }
+
+    /// The room from `offset` on, `len` bytes, as iovecs, or `None` if there is less.
+    pub fn write_iovecs(&mut self, offset: usize, len: usize) -> Option<&[libc::iovec]> {
+        if offset.checked_add(len)? > self.room {
+            return None;
+        }
+        self.lent.clear();
+        let (mut skip, mut left) = (offset, len);
+        for iovec in &self.writable {
+            if left == 0 {
+                break;
+            }
+            if skip >= iovec.iov_len {
+                skip -= iovec.iov_len;
+                continue;
+            }
+            let piece = part(iovec, skip, left);
+            left -= piece.iov_len;
+            skip = 0;
+            self.lent.push(piece);
+        }
+        Some(&self.lent)
+    }
+}
+
+/// The bytes of `iovec` from `offset` on, `limit` at most. `offset` lies within it.
+fn part(iovec: &libc::iovec, offset: usize, limit: usize) -> libc::iovec {
+    libc::iovec {
+        iov_base: iovec.iov_base.cast::<u8>().wrapping_add(offset).cast(),
+        iov_len: (iovec.iov_len - offset).min(limit),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::tests::region;
+
+    /// A chain over two regions that are neighbours for the guest, cut into pieces of odd sizes.
+    fn chain(readable: &[u32], writable: &[u32]) -> Chain {
+        let memory = Arc::new(Memory::new(vec![region(0x1000, 0x1000), region(0x2000, 0x1000)]).unwrap());
+        let mut chain = Chain::default();
+        chain.restart(7, &memory);
+        let mut address = 0x1f80;
+        for (sizes, is_writable) in [(readable, false), (writable, true)] {
+            for &size in sizes {
+                assert!(chain.push(address, size, is_writable));
+                address += u64::from(size) + 3;
+            }
+        }
+        chain
+    }
+
+    #[test]
+    fn bytes_count_and_descriptors_do_not() {
+        let sizes = [1, 39, 0, 100, 5];
+        let mut writer = chain(&[], &sizes);
+        let bytes: Vec<u8> = (0..145).map(|i| i as u8).collect();
+        assert!(writer.write(0, &bytes));
+        assert!(!writer.write(1, &bytes), "one byte too many");
+        // The same memory, read: an honest round trip through other pieces.
+        let mut reader = Chain::default();
+        reader.restart(0, &writer.memory.clone());
+        let mut address = 0x1f80;
+        for size in sizes {
+            assert!(reader.push(address, size, false));
+            address += u64::from(size) + 3;
+        }
+        let mut head = [0; 40];
+        assert!(reader.read(&mut head));
+        assert_eq!(head[..], bytes[..40]);
+        let mut rest = vec![0; 106];
+        assert!(!reader.read(&mut rest), "there are 105 left");
+        assert_eq!(reader.unread(), 105);
+        assert!(reader.read(&mut rest[..105]));
+        assert_eq!(rest[..105], bytes[40..]);
+        reader.rewind();
+        assert_eq!(reader.unread(), 145);
+        let iovecs = reader.read_iovecs(145).unwrap();
+        assert_eq!(iovecs.iter().map(|iovec| iovec.iov_len).sum::<usize>(), 145);
+        assert!(
+            iovecs.len() >= 3,
+            "the piece across both regions has two iovecs unless they are neighbours on the host"
+        );
+    }
+
+    #[test]
+    fn neighbours_become_one_iovec_and_offsets_cut_it() {
+        let memory = Arc::new(Memory::new(vec![region(0, 0x4000)]).unwrap());
+        let mut chain = Chain::default();
+        chain.restart(0, &memory);
+        for page in 0..4 {
+            assert!(chain.push(page * 0x1000, 0x1000, true));
+        }
+        assert_eq!(chain.write_iovecs(0, 0x4000).unwrap().len(), 1);
+        let cut = chain.write_iovecs(16, 100).unwrap();
+        assert_eq!((cut.len(), cut[0].iov_len), (1, 100));
+        assert!(chain.write_iovecs(0x3fff, 2).is_none());
+        assert!(chain.write_iovecs(usize::MAX, 2).is_none());
+        assert_eq!(chain.write_iovecs(0x4000, 0).unwrap().len(), 0);
+    }
+
+    #[test]
+    fn addresses_outside_of_guest_memory_are_refused() {
+        let memory = Arc::new(Memory::new(vec![region(0x1000, 0x1000)]).unwrap());
+        for (address, len) in
+            [(0, 1), (0xfff, 2), (0x1fff, 2), (0x1000, 0x1001), (u64::MAX, 1), (u64::MAX, 2), (0x1000, u32::MAX)]
+        {
+            let mut chain = Chain::default();
+            chain.restart(0, &memory);
+            assert!(!chain.push(address, len, true), "{address:#x} {len:#x}");
+        }
+    }
+}

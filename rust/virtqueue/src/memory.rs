@@ -1,0 +1,181 @@
+//! What the guest shares with the device.
+
+use std::fs::File;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use vm_memory::guest_memory::GuestMemoryBackend;
+use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
+
+/// Why memory was refused.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum MemoryError {
+    #[error("region at {guest_address:#x} of {size:#x} bytes cannot be mapped: {reason}")]
+    Map { guest_address: u64, size: u64, reason: String },
+    #[error("region at {guest_address:#x} of {size:#x} bytes overlaps another or wraps around")]
+    Overlap { guest_address: u64, size: u64 },
+    #[error("there is no region at {guest_address:#x} of {size:#x} bytes")]
+    Unknown { guest_address: u64, size: u64 },
+}
+
+/// One region of guest memory, as a front end describes it.
+#[derive(Debug)]
+pub struct Region {
+    /// Guest physical address of the first byte.
+    pub guest_address: u64,
+    /// Length in bytes.
+    pub size: u64,
+    /// Address of the first byte in the front end's own address space: rings are described by such addresses.
+    pub user_address: u64,
+    /// The memory itself.
+    pub file: File,
+    /// Where in `file` the region begins, in bytes.
+    pub offset: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Span {
+    guest_address: u64,
+    size: u64,
+    user_address: u64,
+}
+
+/// All memory of a guest at one moment. A change makes a new value, so that a request in flight keeps what it points to.
+#[derive(Clone, Debug, Default)]
+pub struct Memory {
+    map: GuestMemoryMmap<()>,
+    spans: Vec<Span>,
+}
+
+impl Memory {
+    /// Maps `regions`.
+    pub fn new(regions: Vec<Region>) -> Result<Memory, MemoryError> {
+        regions.into_iter().try_fold(Memory::default(), |memory, region| memory.with(region))
+    }
+
+    /// This memory and one region more.
+    pub fn with(&self, region: Region) -> Result<Memory, MemoryError> {
+        let Region { guest_address, size, user_address, file, offset } = region;
+        let refuse = |reason: String| MemoryError::Map { guest_address, size, reason };
+        let len = usize::try_from(size).map_err(|_| refuse("it is larger than the address space".into()))?;
+        if user_address.checked_add(size).is_none() {
+            return Err(MemoryError::Overlap { guest_address, size });
+        }
+        // vm-memory checks that the file holds the whole range: touching pages past its end would be a SIGBUS.
+        let mapping = MmapRegionBuilder::<()>::new(len)
+            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+            .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
+            .with_file_offset(FileOffset::new(file, offset))
+            .build()
+            .map_err(|error| refuse(error.to_string()))?;
+        let overlap = || MemoryError::Overlap { guest_address, size };
+        let region = GuestRegionMmap::new(mapping, GuestAddress(guest_address)).ok_or_else(overlap)?;
+        let map = self.map.insert_region(Arc::new(region)).map_err(|_| overlap())?;
+        let mut spans = self.spans.clone();
+        spans.push(Span { guest_address, size, user_address });
+        Ok(Memory { map, spans })
+    }
+
+    /// This memory without the region that begins at `guest_address` and has `size` bytes.
+    pub fn without(&self, guest_address: u64, size: u64) -> Result<Memory, MemoryError> {
+        let unknown = |_| MemoryError::Unknown { guest_address, size };
+        let (map, _) = self.map.remove_region(GuestAddress(guest_address), size).map_err(unknown)?;
+        let mut spans = self.spans.clone();
+        spans.retain(|span| span.guest_address != guest_address);
+        Ok(Memory { map, spans })
+    }
+
+    /// The guest physical address of an address of the front end.
+    pub fn translate(&self, user_address: u64) -> Option<u64> {
+        self.spans.iter().find_map(|span| {
+            let offset = user_address.checked_sub(span.user_address)?;
+            (offset < span.size).then_some(span.guest_address + offset)
+        })
+    }
+
+    /// Bytes in all regions.
+    pub fn size(&self) -> u64 {
+        self.spans.iter().map(|span| span.size).sum()
+    }
+
+    /// Number of regions.
+    pub fn regions(&self) -> usize {
+        self.spans.len()
+    }
+
+    pub(crate) fn map(&self) -> &GuestMemoryMmap<()> {
+        &self.map
+    }
+
+    /// Where `address` is mapped, and how many bytes of the same region follow it.
+    pub(crate) fn host(&self, address: u64) -> Option<(*mut u8, usize)> {
+        let region = self.map.find_region(GuestAddress(address))?;
+        let offset = address.checked_sub(region.start_addr().0)?;
+        let left = region.len().checked_sub(offset)?;
+        Some((region.as_ptr().wrapping_add(offset as usize), left as usize))
+    }
+}
+
+/// Guest memory that may change while the device runs: regions come and go with memory hotplug.
+#[derive(Debug, Default)]
+pub struct SharedMemory(ArcSwap<Memory>);
+
+impl SharedMemory {
+    /// Memory as it is now.
+    pub fn load(&self) -> Arc<Memory> {
+        self.0.load_full()
+    }
+
+    /// Memory from now on.
+    pub fn store(&self, memory: Memory) {
+        self.0.store(Arc::new(memory));
+    }
+
+    /// Brings `seen` up to date, at the price of one atomic load when nothing changed.
+    pub fn refresh(&self, seen: &mut Arc<Memory>) {
+        let now = self.0.load();
+        if !Arc::ptr_eq(&now, seen) {
+            *seen = Arc::clone(&now);
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) fn memfd(size: u64) -> File {
+        let file = File::from(rustix::fs::memfd_create("guest", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
+        file.set_len(size).unwrap();
+        file
+    }
+
+    pub(crate) fn region(guest_address: u64, size: u64) -> Region {
+        Region { guest_address, size, user_address: guest_address.wrapping_add(1 << 40), file: memfd(size), offset: 0 }
+    }
+
+    #[test]
+    fn regions_come_and_go() {
+        let memory = Memory::new(vec![region(0, 0x1000), region(0x10_000, 0x2000)]).unwrap();
+        assert_eq!((memory.regions(), memory.size()), (2, 0x3000));
+        assert_eq!(memory.translate((1 << 40) + 0x10_fff), Some(0x10_fff));
+        assert_eq!(memory.translate((1 << 40) + 0x1000), None);
+        let memory = memory.with(region(0x1000, 0x1000)).unwrap().without(0x10_000, 0x2000).unwrap();
+        assert_eq!(memory.size(), 0x2000);
+        assert!(memory.host(0x10_000).is_none());
+        assert_eq!(memory.host(0x1ff0).unwrap().1, 16);
+    }
+
+    #[test]
+    fn what_cannot_be_mapped_is_refused_with_its_address() {
+        let memory = Memory::new(vec![region(0x1000, 0x1000)]).unwrap();
+        assert!(matches!(memory.with(region(0x1800, 0x1000)), Err(MemoryError::Overlap { .. })));
+        assert!(matches!(memory.with(region(u64::MAX - 0xfff - 4096, 0x2000)), Err(MemoryError::Overlap { .. })));
+        let short = Region { size: 0x4000, ..region(0x8000, 0x1000) };
+        let error = memory.with(short).unwrap_err().to_string();
+        assert!(error.contains("0x8000"), "{error}");
+        assert!(matches!(memory.without(0x1000, 0x800), Err(MemoryError::Unknown { .. })));
+    }
+}

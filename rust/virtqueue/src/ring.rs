@@ -1,0 +1,288 @@
+//! A split virtqueue in two halves: one takes work, one completes it.
+//!
+//! Both halves run rust-vmm's `virtio_queue::Queue` over the same ring. The first uses only its available side, the second only
+//! its used side, so that the thread that takes requests needs no lock, and completions may come from any thread that holds one
+//! on the other half.
+
+use std::num::Wrapping;
+use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
+
+use virtio_queue::desc::split::Descriptor;
+use virtio_queue::{Queue, QueueT};
+use vm_memory::{Bytes, GuestAddress};
+
+use crate::{Chain, Memory};
+
+/// Why a ring cannot be served. The device stays up; the driver must reset the queue.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum RingError {
+    #[error("a ring of {0} entries: the size must be a power of two up to 32768")]
+    Size(u16),
+    #[error(
+        "descriptor table {desc:#x}, available ring {avail:#x}, used ring {used:#x}: outside of guest memory or misaligned"
+    )]
+    Place { desc: u64, avail: u64, used: u64 },
+    #[error("the ring itself is broken: {0}")]
+    Broken(#[from] virtio_queue::Error),
+}
+
+/// Where a ring lies, by guest physical addresses, and how it is to be run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RingConfig {
+    /// Entries; a power of two.
+    pub size: u16,
+    /// Address of the descriptor table.
+    pub desc: u64,
+    /// Address of the available ring.
+    pub avail: u64,
+    /// Address of the used ring.
+    pub used: u64,
+    /// Index of the next available entry to take.
+    pub next_avail: u16,
+    /// Whether VIRTIO_F_RING_EVENT_IDX was negotiated.
+    pub event_idx: bool,
+}
+
+/// Cuts a ring into its halves. The used index is taken from the ring itself, as vhost-user prescribes.
+pub fn split(config: RingConfig, memory: &Memory) -> Result<(Available, Used), RingError> {
+    let mut halves = [queue(config, memory)?, queue(config, memory)?];
+    let [available, used] = &mut halves;
+    available.set_next_avail(config.next_avail);
+    let next_used = used.used_idx(memory.map(), Ordering::Acquire)?.0;
+    used.set_next_used(next_used);
+    let [available, used] = halves;
+    Ok((Available { queue: available }, Used { queue: used, avail_flags: GuestAddress(config.avail) }))
+}
+
+fn queue(config: RingConfig, memory: &Memory) -> Result<Queue, RingError> {
+    let RingConfig { size, desc, avail, used, .. } = config;
+    let mut queue = Queue::new(size).map_err(|_| RingError::Size(size))?;
+    let place = RingError::Place { desc, avail, used };
+    let set = queue
+        .try_set_desc_table_address(GuestAddress(desc))
+        .and_then(|()| queue.try_set_avail_ring_address(GuestAddress(avail)))
+        .and_then(|()| queue.try_set_used_ring_address(GuestAddress(used)));
+    queue.set_event_idx(config.event_idx);
+    queue.set_ready(true);
+    if set.is_err() || !queue.is_valid(memory.map()) {
+        return Err(place);
+    }
+    Ok(queue)
+}
+
+/// What was taken from the ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Popped {
+    /// There is nothing to take.
+    Nothing,
+    /// The chain holds the next request.
+    Request,
+    /// The next chain is not one (a loop, an address outside of guest memory, a readable descriptor after a writable one…): to be
+    /// completed with length 0.
+    Malformed {
+        /// Index of the chain's first descriptor, as the driver gave it.
+        head: u16,
+    },
+}
+
+/// The half of a ring that takes work; one thread owns it.
+#[derive(Debug)]
+pub struct Available {
+    queue: Queue,
+}
+
+impl Available {
+    /// Takes the next request into `chain`, whose buffers are reused.
+    pub fn pop(&mut self, memory: &Arc<Memory>, chain: &mut Chain) -> Result<Popped, RingError> {
+        if !self.waits(memory)? {
+            return Ok(Popped::Nothing);
+        }
+        let Some(mut descriptors) = self.queue.pop_descriptor_chain(memory.map()) else {
+            return Ok(Popped::Nothing);
+        };
+        let head = descriptors.head_index();
+        chain.restart(head, memory);
+        let mut last = None;
+        let mut writing = false;
+        for descriptor in &mut descriptors {
+            let writable = descriptor.is_write_only();
+            if writing && !writable || !chain.push(descriptor.addr().0, descriptor.len(), writable) {
+                return Ok(Popped::Malformed { head });
+            }
+            writing = writable;
+            last = Some(descriptor);
+        }
+        // The iterator ends where a chain ends, but also where it can go on no further: then the last descriptor still points on.
+        match last {
+            Some(descriptor) if !continues(&descriptor) => Ok(Popped::Request),
+            _ => Ok(Popped::Malformed { head }),
+        }
+    }
+
+    /// Whether a request waits. An index that claims more requests than the ring has entries is a broken ring.
+    pub fn waits(&self, memory: &Memory) -> Result<bool, RingError> {
+        let waiting = self.queue.avail_idx(memory.map(), Ordering::Acquire)? - Wrapping(self.queue.next_avail());
+        if waiting.0 > self.queue.size() {
+            return Err(virtio_queue::Error::InvalidAvailRingIndex.into());
+        }
+        Ok(waiting.0 != 0)
+    }
+
+    /// Asks the driver for a kick at the next request, and answers whether one came in the meantime: then there may be no kick.
+    pub fn arm(&mut self, memory: &Memory) -> Result<bool, RingError> {
+        Ok(self.queue.enable_notification(memory.map())?)
+    }
+
+    /// Tells the driver that kicks are not needed.
+    pub fn disarm(&mut self, memory: &Memory) -> Result<(), RingError> {
+        Ok(self.queue.disable_notification(memory.map())?)
+    }
+
+    /// Index of the next available entry: what GET_VRING_BASE answers.
+    pub fn next_avail(&self) -> u16 {
+        self.queue.next_avail()
+    }
+}
+
+fn continues(descriptor: &Descriptor) -> bool {
+    descriptor.has_next()
+}
+
+/// The half of a ring that completes work; whoever completes holds it alone for a moment.
+#[derive(Debug)]
+pub struct Used {
+    queue: Queue,
+    avail_flags: GuestAddress,
+}
+
+/// `VRING_AVAIL_F_NO_INTERRUPT`.
+const NO_INTERRUPT: u16 = 1;
+
+impl Used {
+    /// Gives the chain that begins at `head` back to the driver, with `len` bytes written. A head outside of the ring is dropped:
+    /// the driver never had such a chain.
+    pub fn complete(&mut self, memory: &Memory, head: u16, len: u32) -> Result<(), RingError> {
+        match self.queue.add_used(memory.map(), head, len) {
+            Err(virtio_queue::Error::InvalidDescriptorIndex) => Ok(()),
+            other => Ok(other?),
+        }
+    }
+
+    /// Whether the driver wants an interrupt for what was completed since the last call.
+    pub fn wants_call(&mut self, memory: &Memory) -> Result<bool, RingError> {
+        let wants = self.queue.needs_notification(memory.map())?;
+        if self.queue.event_idx_enabled() {
+            return Ok(wants);
+        }
+        // virtio-queue leaves this flag to us. What was completed must be visible before the flag is read.
+        fence(Ordering::SeqCst);
+        let flags: u16 =
+            memory.map().load(self.avail_flags, Ordering::Relaxed).map_err(virtio_queue::Error::GuestMemory)?;
+        Ok(u16::from_le(flags) & NO_INTERRUPT == 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::tests::region;
+    use virtio_queue::desc::RawDescriptor;
+    use virtio_queue::mock::MockSplitQueue;
+
+    const NEXT: u16 = 1;
+    const WRITE: u16 = 2;
+    const INDIRECT: u16 = 4;
+
+    fn memory() -> Arc<Memory> {
+        Arc::new(Memory::new(vec![region(0, 0x10_000)]).unwrap())
+    }
+
+    fn descriptor(address: u64, len: u32, flags: u16, next: u16) -> RawDescriptor {
+        RawDescriptor::from(Descriptor::new(address, len, flags, next))
+    }
+
+    fn ring(memory: &Memory, descriptors: &[RawDescriptor], event_idx: bool) -> (Available, Used) {
+        let driver = MockSplitQueue::new(memory.map(), 16);
+        for (at, descriptor) in descriptors.iter().enumerate() {
+            driver.desc_table().store(at as u16, *descriptor).unwrap();
+        }
+        driver.avail().ring().ref_at(0).unwrap().store(0);
+        driver.avail().idx().store(1);
+        let config = RingConfig {
+            size: 16,
+            desc: driver.desc_table_addr().0,
+            avail: driver.avail_addr().0,
+            used: driver.used_addr().0,
+            next_avail: 0,
+            event_idx,
+        };
+        split(config, memory).unwrap()
+    }
+
+    fn pop(descriptors: &[RawDescriptor]) -> (Popped, usize, usize) {
+        let memory = memory();
+        let (mut available, _) = ring(&memory, descriptors, false);
+        let mut chain = Chain::default();
+        let popped = available.pop(&memory, &mut chain).unwrap();
+        (popped, chain.unread(), chain.room())
+    }
+
+    #[test]
+    fn an_honest_chain_is_a_request() {
+        let chain =
+            [descriptor(0x4000, 40, NEXT, 1), descriptor(0x5000, 8, NEXT, 2), descriptor(0x6000, 100, WRITE, 0)];
+        assert_eq!(pop(&chain), (Popped::Request, 48, 100));
+    }
+
+    #[test]
+    fn chains_that_are_none_are_told_apart() {
+        let malformed = Popped::Malformed { head: 0 };
+        let looping = [descriptor(0x4000, 40, NEXT, 1), descriptor(0x5000, 8, NEXT, 0)];
+        assert_eq!(pop(&looping).0, malformed);
+        let beyond_the_table = [descriptor(0x4000, 40, NEXT, 16)];
+        assert_eq!(pop(&beyond_the_table).0, malformed);
+        let beyond_memory = [descriptor(0xfff0, 17, 0, 0)];
+        assert_eq!(pop(&beyond_memory).0, malformed);
+        let readable_after_writable = [descriptor(0x4000, 40, NEXT | WRITE, 1), descriptor(0x5000, 8, 0, 0)];
+        assert_eq!(pop(&readable_after_writable).0, malformed);
+        let empty_table = [descriptor(0x4000, 0, INDIRECT, 0)];
+        assert_eq!(pop(&empty_table).0, malformed);
+        let odd_table = [descriptor(0x4000, 17, INDIRECT, 0)];
+        assert_eq!(pop(&odd_table).0, malformed);
+        let too_long = [descriptor(0x4000, 0x8000, NEXT, 1), descriptor(0x4000, u32::MAX, 0, 0)];
+        assert_eq!(pop(&too_long).0, malformed);
+    }
+
+    #[test]
+    fn a_broken_index_is_an_error_and_a_foreign_head_is_dropped() {
+        let memory = memory();
+        let (mut available, mut used) = ring(&memory, &[descriptor(0x4000, 40, 0, 0)], false);
+        let driver_idx = GuestAddress(MockSplitQueue::new(memory.map(), 16).avail_addr().0 + 2);
+        memory.map().write_obj(99u16, driver_idx).unwrap();
+        assert!(matches!(available.pop(&memory, &mut Chain::default()), Err(RingError::Broken(_))));
+        used.complete(&memory, 16, 0).unwrap();
+        used.complete(&memory, 15, 5).unwrap();
+        let idx: u16 =
+            memory.map().read_obj(GuestAddress(MockSplitQueue::new(memory.map(), 16).used_addr().0 + 2)).unwrap();
+        assert_eq!(idx, 1);
+    }
+
+    #[test]
+    fn rings_outside_of_memory_are_refused() {
+        let memory = memory();
+        let good = RingConfig { size: 16, desc: 0x1000, avail: 0x2000, used: 0x3000, next_avail: 0, event_idx: true };
+        assert!(split(good, &memory).is_ok());
+        for bad in [
+            RingConfig { size: 15, ..good },
+            RingConfig { size: 0, ..good },
+            RingConfig { desc: 0x10_000, ..good },
+            RingConfig { desc: 0x1001, ..good },
+            RingConfig { avail: 0xffff_ffff_ffff_fff0, ..good },
+            RingConfig { used: 0x3001, ..good },
+        ] {
+            assert!(split(bad, &memory).is_err(), "{bad:?}");
+        }
+    }
+}
