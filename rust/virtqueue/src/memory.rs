@@ -63,7 +63,11 @@ impl Memory {
         if user_address.checked_add(size).is_none() {
             return Err(MemoryError::Overlap { guest_address, size });
         }
-        // vm-memory checks that the file holds the whole range: touching pages past its end would be a SIGBUS.
+        // Touching pages past the end of a file is a SIGBUS. (What is no file with a size, a device say, maps what it has.)
+        let metadata = file.metadata().map_err(|error| refuse(error.to_string()))?;
+        if metadata.is_file() && offset.checked_add(size).is_none_or(|end| end > metadata.len()) {
+            return Err(refuse(format!("its file has {} bytes", metadata.len())));
+        }
         let mapping = MmapRegionBuilder::<()>::new(len)
             .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
             .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)

@@ -259,13 +259,12 @@ mod tests {
     fn a_broken_index_is_an_error_and_a_foreign_head_is_dropped() {
         let memory = memory();
         let (mut available, mut used) = ring(&memory, &[descriptor(0x4000, 40, 0, 0)], false);
-        let driver_idx = GuestAddress(MockSplitQueue::new(memory.map(), 16).avail_addr().0 + 2);
+        let driver_idx = GuestAddress(available.queue.avail_ring() + 2);
         memory.map().write_obj(99u16, driver_idx).unwrap();
         assert!(matches!(available.pop(&memory, &mut Chain::default()), Err(RingError::Broken(_))));
         used.complete(&memory, 16, 0).unwrap();
         used.complete(&memory, 15, 5).unwrap();
-        let idx: u16 =
-            memory.map().read_obj(GuestAddress(MockSplitQueue::new(memory.map(), 16).used_addr().0 + 2)).unwrap();
+        let idx: u16 = memory.map().read_obj(GuestAddress(used.queue.used_ring() + 2)).unwrap();
         assert_eq!(idx, 1);
     }
 
