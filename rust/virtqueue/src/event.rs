@@ -80,6 +80,11 @@ impl Waiter {
         Ok(Waiter { epoll, kick })
     }
 
+    /// Gives the kick back, for a waiter to come.
+    pub fn into_kick(self) -> Event {
+        self.kick
+    }
+
     /// Waits until one of the two is up, or `timeout` is over (for ever if there is none).
     pub fn wait(&self, timeout: Option<Duration>) -> io::Result<Wake> {
         let timeout = timeout.map(|t| Timespec { tv_sec: t.as_secs() as i64, tv_nsec: i64::from(t.subsec_nanos()) });

@@ -1,0 +1,111 @@
+//! The completing half of a queue, shared by all threads that finish its requests.
+
+use std::sync::Arc;
+
+use parking_lot::{Condvar, Mutex};
+use virtiofs_virtqueue::{Event, Memory, SharedMemory, Used};
+
+/// Completes requests of one queue and interrupts the driver.
+#[derive(Debug)]
+pub(crate) struct Completer {
+    memory: Arc<SharedMemory>,
+    side: Mutex<Side>,
+    /// Requests that were handed to the pool and are not completed yet.
+    elsewhere: Mutex<usize>,
+    none_elsewhere: Condvar,
+}
+
+#[derive(Debug)]
+struct Side {
+    used: Used,
+    call: Option<Event>,
+    memory: Arc<Memory>,
+    broken: bool,
+}
+
+impl Completer {
+    pub(crate) fn new(memory: &Arc<SharedMemory>, used: Used, call: Option<Event>) -> Completer {
+        let side = Side { used, call, memory: memory.load(), broken: false };
+        Completer {
+            memory: Arc::clone(memory),
+            side: Mutex::new(side),
+            elsewhere: Mutex::new(0),
+            none_elsewhere: Condvar::new(),
+        }
+    }
+
+    /// Gives a chain back. The driver may see it at once; [`Completer::call`] interrupts it.
+    pub(crate) fn complete(&self, head: u16, len: usize) {
+        let side = &mut *self.side.lock();
+        self.memory.refresh(&mut side.memory);
+        // A reply is never longer than the chain, whose length fits 32 bits.
+        let result = side.used.complete(&side.memory, head, len as u32);
+        side.check(result.map(|()| false));
+    }
+
+    /// Interrupts the driver if it wants that for what was completed since the last time.
+    pub(crate) fn call(&self) {
+        let side = &mut *self.side.lock();
+        self.memory.refresh(&mut side.memory);
+        let result = side.used.wants_call(&side.memory);
+        if side.check(result)
+            && let Some(call) = &side.call
+        {
+            call.signal();
+        }
+    }
+
+    /// Replaces the descriptor by which the driver is interrupted, and uses it once: an interrupt that went to the old one may not have
+    /// been seen.
+    pub(crate) fn set_call(&self, call: Option<Event>) {
+        let side = &mut *self.side.lock();
+        side.call = call;
+        if let Some(call) = &side.call {
+            call.signal();
+        }
+    }
+
+    /// Takes the call away, for a completer to come.
+    pub(crate) fn take_call(&self) -> Option<Event> {
+        self.side.lock().call.take()
+    }
+
+    /// Lets go of memory that the guest no longer has.
+    pub(crate) fn refresh(&self) {
+        self.memory.refresh(&mut self.side.lock().memory);
+    }
+
+    /// A request goes to the pool.
+    pub(crate) fn leave(&self) {
+        *self.elsewhere.lock() += 1;
+    }
+
+    /// A request that went to the pool is completed.
+    pub(crate) fn arrive(&self) {
+        let mut elsewhere = self.elsewhere.lock();
+        *elsewhere -= 1;
+        if *elsewhere == 0 {
+            self.none_elsewhere.notify_all();
+        }
+    }
+
+    /// Waits until no request is in the pool.
+    pub(crate) fn drain(&self) {
+        let mut elsewhere = self.elsewhere.lock();
+        while *elsewhere > 0 {
+            self.none_elsewhere.wait(&mut elsewhere);
+        }
+    }
+}
+
+impl Side {
+    /// A ring that cannot be written is the driver's doing: said once, and the device goes on.
+    fn check(&mut self, result: Result<bool, virtiofs_virtqueue::RingError>) -> bool {
+        result.unwrap_or_else(|error| {
+            if !std::mem::replace(&mut self.broken, true) {
+                tracing::warn!(%error, "requests can no longer be completed: the guest must reset the device");
+            }
+            false
+        })
+    }
+}

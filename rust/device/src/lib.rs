@@ -1,0 +1,13 @@
+//! The virtio-fs device (virtio 1.3, 5.11 "File System Device").
+//!
+//! [`identity`] is what the device says of itself, a [`Worker`](worker::Worker) serves one queue, [`pool`] runs what may wait for a
+//! disk, [`vhost_user`] carries the device to a VMM in another process.
+
+mod completer;
+pub mod identity;
+mod pool;
+mod request;
+pub mod vhost_user;
+mod worker;
+
+pub use identity::{Identity, InvalidIdentity};

@@ -1,0 +1,34 @@
+//! A descriptor chain as a FUSE message.
+
+use virtiofs_fuse::{Malformed, Message, Segments};
+use virtiofs_virtqueue::Chain;
+
+/// One chain, as the server reads and answers it.
+#[derive(Debug, Default)]
+pub(crate) struct Request(pub(crate) Chain);
+
+impl Message for Request {
+    fn remaining(&self) -> usize {
+        self.0.unread()
+    }
+
+    fn take(&mut self, buf: &mut [u8]) -> Result<(), Malformed> {
+        self.0.read(buf).then_some(()).ok_or(Malformed)
+    }
+
+    fn take_segments(&mut self, len: usize) -> Result<Segments<'_>, Malformed> {
+        self.0.read_iovecs(len).map(|iovecs| Segments::new(iovecs, len)).ok_or(Malformed)
+    }
+
+    fn room(&self) -> usize {
+        self.0.room()
+    }
+
+    fn put(&mut self, offset: usize, bytes: &[u8]) -> Result<(), Malformed> {
+        self.0.write(offset, bytes).then_some(()).ok_or(Malformed)
+    }
+
+    fn put_segments(&mut self, offset: usize, len: usize) -> Result<Segments<'_>, Malformed> {
+        self.0.write_iovecs(offset, len).map(|iovecs| Segments::new(iovecs, len)).ok_or(Malformed)
+    }
+}

@@ -1,0 +1,198 @@
+//! The device for a VMM in another process, over a vhost-user socket.
+//!
+//! [`Daemon`] listens, and serves one VMM after the other: when one goes away its session is cleaned up and the next may come. The
+//! messages are those of the `vhost` crate; receiving them is our own, since real front ends are more liberal than that
+//! crate (pipes for eventfds, a memory table longer than its count).
+
+mod connection;
+mod session;
+mod vring;
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
+use virtiofs_fuse::Server;
+use virtiofs_virtqueue::Event;
+
+use crate::Identity;
+use crate::pool::Pool;
+use connection::{Connection, ready};
+use session::Session;
+
+/// Where the VMM comes from.
+#[derive(Debug)]
+pub enum Source {
+    /// A socket that VMMs connect to, one after the other.
+    Listening(UnixListener),
+    /// A VMM that is connected already; the daemon ends with it.
+    Connected(UnixStream),
+}
+
+impl Source {
+    /// Tells a listening socket from a connected one.
+    pub fn from_fd(fd: OwnedFd) -> io::Result<Source> {
+        Ok(match rustix::net::sockopt::socket_acceptconn(&fd)? {
+            true => Source::Listening(UnixListener::from(fd)),
+            false => Source::Connected(UnixStream::from(fd)),
+        })
+    }
+}
+
+/// How a daemon serves.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Tag and number of request queues.
+    pub identity: Identity,
+    /// End when the first VMM goes away, instead of listening for the next one.
+    pub once: bool,
+    /// Threads for requests that may wait for a disk, at most.
+    pub slow_threads: usize,
+}
+
+/// What a daemon has done and is doing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// VMMs that connected so far.
+    pub connections: u64,
+    /// Whether one is connected now.
+    pub connected: bool,
+}
+
+/// A device served over vhost-user by threads of its own. Dropping it stops it.
+#[derive(Debug)]
+pub struct Daemon {
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    server: Arc<Server>,
+    stop: Event,
+    stopping: AtomicBool,
+    connections: AtomicU64,
+    connected: AtomicBool,
+    ended: Mutex<bool>,
+    ends: Condvar,
+}
+
+impl Daemon {
+    /// Starts to serve `server` to the VMMs that come from `source`.
+    pub fn start(server: Arc<Server>, source: Source, config: Config) -> io::Result<Daemon> {
+        let shared = Arc::new(Shared {
+            server,
+            stop: Event::new()?,
+            stopping: AtomicBool::new(false),
+            connections: AtomicU64::new(0),
+            connected: AtomicBool::new(false),
+            ended: Mutex::new(false),
+            ends: Condvar::new(),
+        });
+        if let Source::Listening(listener) = &source {
+            listener.set_nonblocking(true)?;
+        }
+        let theirs = Arc::clone(&shared);
+        let thread = thread::Builder::new().name("virtiofs-vhost".into()).spawn(move || {
+            theirs.serve(source, &config);
+            *theirs.ended.lock() = true;
+            theirs.ends.notify_all();
+        })?;
+        Ok(Daemon { shared, thread: Mutex::new(Some(thread)) })
+    }
+
+    /// Ends the session, if there is one, and the daemon. Requests in flight are answered first.
+    pub fn stop(&self) {
+        self.shared.stopping.store(true, Ordering::Release);
+        self.shared.stop.signal();
+        if let Some(thread) = self.thread.lock().take() {
+            // The thread guards each request; were it gone, stopping it would be done.
+            let _ = thread.join();
+        }
+    }
+
+    /// Waits until the daemon has ended, or until `timeout` is over, and answers whether it has.
+    pub fn wait(&self, timeout: Option<Duration>) -> bool {
+        let mut ended = self.shared.ended.lock();
+        match timeout {
+            Some(timeout) => {
+                self.shared.ends.wait_while_for(&mut ended, |ended| !*ended, timeout);
+            }
+            None => self.shared.ends.wait_while(&mut ended, |ended| !*ended),
+        }
+        *ended
+    }
+
+    /// The server behind the device, with its counters.
+    pub fn server(&self) -> &Arc<Server> {
+        &self.shared.server
+    }
+
+    /// What the daemon has done and is doing.
+    pub fn stats(&self) -> Stats {
+        Stats {
+            connections: self.shared.connections.load(Ordering::Relaxed),
+            connected: self.shared.connected.load(Ordering::Relaxed),
+        }
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl Shared {
+    fn serve(&self, source: Source, config: &Config) {
+        match source {
+            Source::Connected(stream) => self.session(stream, config),
+            Source::Listening(listener) => self.listen(&listener, config),
+        }
+    }
+
+    fn listen(&self, listener: &UnixListener, config: &Config) {
+        while !self.stopping.load(Ordering::Acquire) {
+            let accepted = ready(listener.as_fd(), &self.stop).and_then(|ready| match ready {
+                true => listener.accept().map(Some),
+                false => Ok(None),
+            });
+            match accepted {
+                Ok(Some((stream, _))) => {
+                    self.session(stream, config);
+                    if config.once {
+                        break;
+                    }
+                }
+                Ok(None) => break,
+                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::ConnectionAborted) => {}
+                Err(error) => {
+                    // Out of descriptors or memory: that may pass, and a busy loop would not help.
+                    tracing::warn!(%error, "a VMM cannot be accepted");
+                    thread::sleep(Duration::from_millis(100));
+                }
+            }
+        }
+    }
+
+    /// Serves one VMM until it goes away, and cleans up behind it.
+    fn session(&self, stream: UnixStream, config: &Config) {
+        let number = self.connections.fetch_add(1, Ordering::Relaxed) + 1;
+        self.connected.store(true, Ordering::Relaxed);
+        tracing::info!(number, tag = config.identity.tag(), "a VMM is connected");
+        let pool = Arc::new(Pool::new(config.slow_threads));
+        let mut session = Session::new(&config.identity, Arc::clone(&self.server), pool);
+        match Connection::new(stream).and_then(|mut connection| session.run(&mut connection, &self.stop)) {
+            Ok(()) => tracing::info!(number, "the VMM is gone"),
+            Err(error) => tracing::warn!(number, %error, "the connection to the VMM was ended"),
+        }
+        drop(session);
+        self.server.reset();
+        self.connected.store(false, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,313 @@
+//! The conversation with one VMM.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures};
+use virtiofs_fuse::Server;
+use virtiofs_virtqueue::{Event, Memory, Region, SharedMemory};
+use zerocopy::{FromBytes, IntoBytes};
+
+use super::connection::{Connection, Received};
+use super::vring::{Addresses, Vring};
+use crate::Identity;
+use crate::identity::{CONFIG_SIZE, FEATURES};
+use crate::pool::Pool;
+use crate::worker::Surroundings;
+
+/// VHOST_USER_F_PROTOCOL_FEATURES, a feature bit that the guest never sees.
+const PROTOCOL_FEATURES_BIT: u64 = 1 << 30;
+/// Regions of memory that a VMM may add. QEMU offers its guest that many slots for hotplug.
+const MEMORY_SLOTS: u64 = 509;
+
+fn protocol_features() -> VhostUserProtocolFeatures {
+    VhostUserProtocolFeatures::MQ
+        | VhostUserProtocolFeatures::REPLY_ACK
+        | VhostUserProtocolFeatures::CONFIG
+        | VhostUserProtocolFeatures::RESET_DEVICE
+        | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
+}
+
+/// What a request is answered with.
+enum Answer {
+    /// It has no reply of its own: an acknowledgement where one is wanted.
+    Done,
+    /// Its own reply.
+    Value(u64),
+    /// Its own reply, of another form.
+    Bytes(Vec<u8>),
+}
+
+/// Why a request is refused: the VMM is told if it asked to be, and the connection goes on.
+type Refused = String;
+
+/// The state of the device for one VMM.
+#[derive(Debug)]
+pub(super) struct Session {
+    identity: Identity,
+    with: Surroundings,
+    vrings: Vec<Vring>,
+    features: u64,
+    protocol_features: u64,
+}
+
+/// What the connection is ended for: the message has no honest meaning, or its reply cannot be given.
+fn hopeless(what: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what)
+}
+
+impl Session {
+    pub(super) fn new(identity: &Identity, server: Arc<Server>, pool: Arc<Pool>) -> Session {
+        let with = Surroundings { memory: Arc::new(SharedMemory::default()), server, pool };
+        let vrings = (0..identity.queues()).map(|_| Vring::default()).collect();
+        Session { identity: identity.clone(), with, vrings, features: 0, protocol_features: 0 }
+    }
+
+    /// Answers the VMM's requests until it hangs up or `stop` is signalled.
+    pub(super) fn run(&mut self, connection: &mut Connection, stop: &Event) -> io::Result<()> {
+        while let Some(message) = connection.receive(stop)? {
+            let (number, need_reply) = (message.request, message.need_reply);
+            let Ok(request) = FrontendReq::try_from(number) else {
+                return Err(hopeless(format!("message {number} is not in the vhost-user protocol")));
+            };
+            tracing::trace!(?request, body = ?message.body, fds = message.fds.len(), "message");
+            let acknowledge = need_reply && self.has(VhostUserProtocolFeatures::REPLY_ACK);
+            match self.handle(request, message) {
+                Ok(Answer::Value(value)) => connection.reply(number, value.as_bytes())?,
+                Ok(Answer::Bytes(bytes)) => connection.reply(number, &bytes)?,
+                Ok(Answer::Done) if acknowledge => connection.reply(number, 0u64.as_bytes())?,
+                Ok(Answer::Done) => {}
+                Err(reason) if has_reply(request) => return Err(hopeless(format!("{request:?}: {reason}"))),
+                Err(reason) => {
+                    tracing::warn!(?request, %reason, "the VMM asks for what cannot be");
+                    if acknowledge {
+                        connection.reply(number, 1u64.as_bytes())?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn has(&self, feature: VhostUserProtocolFeatures) -> bool {
+        self.protocol_features & feature.bits() != 0
+    }
+
+    fn handle(&mut self, request: FrontendReq, message: Received) -> Result<Answer, Refused> {
+        let body = &message.body[..];
+        match request {
+            FrontendReq::GET_FEATURES => return Ok(Answer::Value(FEATURES | PROTOCOL_FEATURES_BIT)),
+            FrontendReq::SET_FEATURES => self.set_features(take(body)?)?,
+            FrontendReq::GET_PROTOCOL_FEATURES => return Ok(Answer::Value(protocol_features().bits())),
+            FrontendReq::SET_PROTOCOL_FEATURES => {
+                self.protocol_features = take::<u64>(body)? & protocol_features().bits()
+            }
+            FrontendReq::GET_QUEUE_NUM => return Ok(Answer::Value(self.vrings.len() as u64)),
+            FrontendReq::SET_OWNER => {}
+            FrontendReq::RESET_OWNER | FrontendReq::RESET_DEVICE => self.reset(),
+            FrontendReq::GET_CONFIG => return self.get_config(message.body),
+            FrontendReq::SET_CONFIG => return Err("the configuration space is read-only".into()),
+            FrontendReq::SET_MEM_TABLE => self.set_mem_table(body, message.fds)?,
+            FrontendReq::GET_MAX_MEM_SLOTS => return Ok(Answer::Value(MEMORY_SLOTS)),
+            FrontendReq::ADD_MEM_REG => self.add_mem_reg(body, message.fds)?,
+            FrontendReq::REM_MEM_REG => self.rem_mem_reg(body)?,
+            FrontendReq::SET_VRING_NUM => {
+                let [index, size]: [u32; 2] = take(body)?;
+                settled(self.vring(index)?.set_size(size), || format!("a queue of {size} entries"))?;
+            }
+            FrontendReq::SET_VRING_ADDR => {
+                let ([index, _flags], [desc, used, avail, _log]): ([u32; 2], [u64; 4]) = take_two(body)?;
+                let addresses = Addresses { desc, avail, used };
+                settled(self.vring(index)?.set_addresses(addresses), || "new addresses for a running queue".into())?;
+            }
+            FrontendReq::SET_VRING_BASE => {
+                let [index, base]: [u32; 2] = take(body)?;
+                settled(self.vring(index)?.set_base(base), || format!("the base {base:#x} for this queue"))?;
+            }
+            FrontendReq::GET_VRING_BASE => {
+                let [index, _]: [u32; 2] = take(body)?;
+                let base = self.vring(index)?.get_base();
+                return Ok(Answer::Bytes([index, u32::from(base)].as_bytes().to_vec()));
+            }
+            FrontendReq::SET_VRING_KICK => {
+                let (index, kick) = event(body, message.fds)?;
+                self.vring(index)?.set_kick(kick);
+                // Without protocol features there is no SET_VRING_ENABLE: a kick is all that it takes.
+                if self.features & PROTOCOL_FEATURES_BIT == 0 {
+                    self.vring(index)?.set_enabled(true);
+                }
+            }
+            FrontendReq::SET_VRING_CALL => {
+                let (index, call) = event(body, message.fds)?;
+                self.vring(index)?.set_call(call);
+            }
+            // Errors go to the log, where somebody reads them.
+            FrontendReq::SET_VRING_ERR => {
+                self.vring(event(body, message.fds)?.0)?;
+            }
+            FrontendReq::SET_VRING_ENABLE => {
+                let [index, enable]: [u32; 2] = take(body)?;
+                self.vring(index)?.set_enabled(enable != 0);
+            }
+            _ => return Err("this was not offered".into()),
+        }
+        self.start()?;
+        Ok(Answer::Done)
+    }
+
+    /// Starts each queue that has become complete.
+    fn start(&mut self) -> Result<(), Refused> {
+        for (index, vring) in self.vrings.iter_mut().enumerate() {
+            vring
+                .start(index, self.features, &self.with)
+                .map_err(|error| format!("queue {index} cannot start: {error}"))?;
+        }
+        Ok(())
+    }
+
+    fn vring(&mut self, index: u32) -> Result<&mut Vring, Refused> {
+        let queues = self.vrings.len();
+        self.vrings.get_mut(index as usize).ok_or_else(|| {
+            format!("queue {index} of {queues}: start with more --request-queues, or give the VMM fewer")
+        })
+    }
+
+    fn set_features(&mut self, features: u64) -> Result<(), Refused> {
+        if features & !(FEATURES | PROTOCOL_FEATURES_BIT) != 0 {
+            return Err(format!("features {features:#x} were not offered"));
+        }
+        self.features = features;
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        self.halt();
+        self.vrings = (0..self.identity.queues()).map(|_| Vring::default()).collect();
+        self.with.server.reset();
+    }
+
+    fn halt(&mut self) {
+        self.vrings.iter_mut().for_each(Vring::halt);
+    }
+
+    /// A VMM may ask for a byte at a time, or for more than there is: what is not there reads as zeros.
+    fn get_config(&self, mut body: Vec<u8>) -> Result<Answer, Refused> {
+        let ([offset, size, _flags], _): ([u32; 3], _) = prefix(&body)?;
+        const HEAD: usize = size_of::<[u32; 3]>();
+        let Some(room) = body.get_mut(HEAD..) else { return Err("it has no room".into()) };
+        if room.len() < size as usize {
+            return Err(format!("{size} bytes of configuration do not fit into {}", room.len()));
+        }
+        let space: [u8; CONFIG_SIZE] = self.identity.config_space();
+        let from = space.get(offset as usize..).unwrap_or(&[]);
+        room.fill(0);
+        for (to, from) in room.iter_mut().take(size as usize).zip(from) {
+            *to = *from;
+        }
+        Ok(Answer::Bytes(body))
+    }
+
+    /// The table says how many regions it has; a body longer than that is what User-Mode Linux sends.
+    fn set_mem_table(&mut self, body: &[u8], fds: Vec<OwnedFd>) -> Result<(), Refused> {
+        let ([count, _], mut rest): ([u32; 2], &[u8]) = prefix(body)?;
+        if count as usize != fds.len() {
+            return Err(format!("{count} regions came with {} descriptors", fds.len()));
+        }
+        let mut regions = Vec::new();
+        for fd in fds {
+            let (fields, behind) = prefix::<[u64; 4]>(rest)?;
+            regions.push(region(fields, fd));
+            rest = behind;
+        }
+        let memory = Memory::new(regions).map_err(|error| error.to_string())?;
+        self.store(memory);
+        Ok(())
+    }
+
+    fn add_mem_reg(&mut self, body: &[u8], fds: Vec<OwnedFd>) -> Result<(), Refused> {
+        let (_padding, fields): (u64, [u64; 4]) = take_two(body)?;
+        let fd = one(fds)?;
+        let memory = self.with.memory.load();
+        if memory.regions() as u64 >= MEMORY_SLOTS {
+            return Err(format!("{MEMORY_SLOTS} memory regions are the most"));
+        }
+        let memory = memory.with(region(fields, fd)).map_err(|error| error.to_string())?;
+        self.store(memory);
+        Ok(())
+    }
+
+    fn rem_mem_reg(&mut self, body: &[u8]) -> Result<(), Refused> {
+        let (_padding, [guest_address, size, ..]): (u64, [u64; 4]) = take_two(body)?;
+        let memory = self.with.memory.load().without(guest_address, size).map_err(|error| error.to_string())?;
+        self.store(memory);
+        Ok(())
+    }
+
+    fn store(&mut self, memory: Memory) {
+        tracing::debug!(regions = memory.regions(), bytes = memory.size(), "guest memory");
+        self.with.memory.store(memory);
+        self.vrings.iter().for_each(Vring::refresh);
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.halt();
+    }
+}
+
+/// Whether the VMM waits for a reply of the request's own, whatever was negotiated.
+fn has_reply(request: FrontendReq) -> bool {
+    matches!(
+        request,
+        FrontendReq::GET_FEATURES
+            | FrontendReq::GET_PROTOCOL_FEATURES
+            | FrontendReq::GET_QUEUE_NUM
+            | FrontendReq::GET_VRING_BASE
+            | FrontendReq::GET_CONFIG
+            | FrontendReq::GET_MAX_MEM_SLOTS
+            | FrontendReq::GET_INFLIGHT_FD
+    )
+}
+
+fn settled(done: bool, what: impl FnOnce() -> String) -> Result<(), Refused> {
+    if done { Ok(()) } else { Err(format!("{} cannot be had", what())) }
+}
+
+fn region([guest_address, size, user_address, offset]: [u64; 4], fd: OwnedFd) -> Region {
+    Region { guest_address, size, user_address, file: File::from(fd), offset }
+}
+
+fn prefix<T: FromBytes>(body: &[u8]) -> Result<(T, &[u8]), Refused> {
+    T::read_from_prefix(body).map_err(|_| format!("a body of {} bytes is too short", body.len()))
+}
+
+fn take<T: FromBytes>(body: &[u8]) -> Result<T, Refused> {
+    prefix(body).map(|(value, _)| value)
+}
+
+fn take_two<A: FromBytes, B: FromBytes>(body: &[u8]) -> Result<(A, B), Refused> {
+    let (first, rest) = prefix(body)?;
+    Ok((first, take(rest)?))
+}
+
+fn one(mut fds: Vec<OwnedFd>) -> Result<OwnedFd, Refused> {
+    match (fds.pop(), fds.is_empty()) {
+        (Some(fd), true) => Ok(fd),
+        _ => Err("it takes exactly one descriptor".into()),
+    }
+}
+
+/// Queue index and descriptor of SET_VRING_KICK, CALL and ERR: bit 8 says that there is none.
+fn event(body: &[u8], fds: Vec<OwnedFd>) -> Result<(u32, Option<Event>), Refused> {
+    const INDEX: u64 = 0xff;
+    const NO_FD: u64 = 1 << 8;
+    let word: u64 = take(body)?;
+    let event = match word & NO_FD {
+        0 => Some(Event::from_fd(one(fds)?).map_err(|error| error.to_string())?),
+        _ => None,
+    };
+    Ok(((word & INDEX) as u32, event))
+}

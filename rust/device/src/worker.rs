@@ -1,0 +1,212 @@
+//! The thread of one queue.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+
+use virtiofs_fuse::{Outcome, Scratch, Server};
+use virtiofs_virtqueue::{Available, Event, Memory, Popped, RingError, SharedMemory, Waiter};
+
+use crate::completer::Completer;
+use crate::pool::Pool;
+use crate::request::Request;
+
+/// Completions after which the driver is interrupted although more requests wait: it can refill the ring meanwhile.
+const BATCH: usize = 16;
+
+/// Serves the requests of one queue until it is stopped.
+pub(crate) struct Worker {
+    available: Available,
+    waiter: Waiter,
+    control: Arc<Control>,
+    memory: Arc<SharedMemory>,
+    completer: Arc<Completer>,
+    server: Arc<Server>,
+    pool: Arc<Pool>,
+}
+
+#[derive(Debug)]
+struct Control {
+    event: Event,
+    stop: AtomicBool,
+}
+
+/// What a worker needs beside the ring.
+#[derive(Clone, Debug)]
+pub(crate) struct Surroundings {
+    pub(crate) memory: Arc<SharedMemory>,
+    pub(crate) server: Arc<Server>,
+    pub(crate) pool: Arc<Pool>,
+}
+
+/// A worker's thread, and the way to end it.
+#[derive(Debug)]
+pub(crate) struct Running {
+    thread: Option<JoinHandle<(Available, Waiter)>>,
+    control: Arc<Control>,
+    completer: Arc<Completer>,
+}
+
+/// What is left of a queue that was stopped.
+#[derive(Debug)]
+pub(crate) struct Stopped {
+    /// Index of the next request.
+    pub(crate) next_avail: u16,
+    /// By what the driver kicks.
+    pub(crate) kick: Event,
+    /// By what the driver is interrupted.
+    pub(crate) call: Option<Event>,
+}
+
+impl Running {
+    /// Starts serving a queue.
+    pub(crate) fn start(
+        name: String,
+        available: Available,
+        completer: Completer,
+        kick: Event,
+        with: &Surroundings,
+    ) -> io::Result<Running> {
+        let control = Arc::new(Control { event: Event::new()?, stop: AtomicBool::new(false) });
+        let completer = Arc::new(completer);
+        let mut worker = Worker {
+            available,
+            waiter: Waiter::new(kick, &control.event)?,
+            control: Arc::clone(&control),
+            memory: Arc::clone(&with.memory),
+            completer: Arc::clone(&completer),
+            server: Arc::clone(&with.server),
+            pool: Arc::clone(&with.pool),
+        };
+        let thread = thread::Builder::new().name(name).spawn(move || {
+            worker.run();
+            (worker.available, worker.waiter)
+        })?;
+        Ok(Running { thread: Some(thread), control, completer })
+    }
+
+    /// The half of the queue that completes.
+    pub(crate) fn completer(&self) -> &Completer {
+        &self.completer
+    }
+
+    /// Lets go of memory that the guest no longer has, also while there is nothing to do.
+    pub(crate) fn refresh(&self) {
+        self.completer.refresh();
+        self.control.event.signal();
+    }
+
+    /// Stops taking requests and waits for those in flight.
+    pub(crate) fn stop(mut self) -> Option<Stopped> {
+        self.join()
+    }
+
+    fn join(&mut self) -> Option<Stopped> {
+        self.control.stop.store(true, Ordering::Release);
+        self.control.event.signal();
+        let joined = self.thread.take()?.join();
+        self.completer.drain();
+        let (available, waiter) = joined.ok()?;
+        Some(Stopped { next_avail: available.next_avail(), kick: waiter.into_kick(), call: self.completer.take_call() })
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.join();
+    }
+}
+
+impl Worker {
+    fn run(&mut self) {
+        let mut memory = self.memory.load();
+        let (mut request, mut scratch) = (Request::default(), Scratch::default());
+        let mut broken = false;
+        while !self.control.stop.load(Ordering::Acquire) {
+            match self.serve(&mut memory, &mut request, &mut scratch) {
+                Ok(true) => continue,
+                Ok(false) => broken = false,
+                Err(error) => {
+                    if !std::mem::replace(&mut broken, true) {
+                        tracing::warn!(%error, "the guest's ring is broken: it is served again once the guest has reset it");
+                    }
+                }
+            }
+            // Nothing of the guest's memory is held on to while nothing is to be done.
+            request.0.clear();
+            match self.waiter.wait(None) {
+                Ok(wake) if wake.control => self.control.event.drain(),
+                Ok(_) => {}
+                Err(error) => {
+                    tracing::error!(%error, "waiting for the guest failed: this queue is no longer served");
+                    break;
+                }
+            }
+            self.memory.refresh(&mut memory);
+        }
+    }
+
+    /// Serves what waits, and answers whether there is more after kicks were asked for.
+    fn serve(
+        &mut self,
+        memory: &mut Arc<Memory>,
+        request: &mut Request,
+        scratch: &mut Scratch,
+    ) -> Result<bool, RingError> {
+        self.memory.refresh(memory);
+        self.available.disarm(memory)?;
+        let mut batch = 0;
+        loop {
+            self.memory.refresh(memory);
+            let popped = self.available.pop(memory, &mut request.0)?;
+            if popped == Popped::Nothing || batch == BATCH {
+                if batch > 0 {
+                    self.completer.call();
+                }
+                batch = 0;
+            }
+            scratch.finish();
+            match popped {
+                Popped::Nothing => break,
+                Popped::Malformed { head } => {
+                    self.server.metrics().malformed_request();
+                    self.completer.complete(head, 0);
+                    batch += 1;
+                }
+                Popped::Request => match self.server.handle(request, scratch, false) {
+                    Outcome::Done(len) => {
+                        self.completer.complete(request.0.head(), len);
+                        batch += 1;
+                    }
+                    Outcome::WouldBlock => self.offload(std::mem::take(request), scratch),
+                },
+            }
+            if self.control.stop.load(Ordering::Relaxed) {
+                self.completer.call();
+                scratch.finish();
+                break;
+            }
+        }
+        self.available.arm(memory)
+    }
+
+    /// Hands a request to the pool, from where it is completed.
+    fn offload(&self, mut request: Request, scratch: &mut Scratch) {
+        request.0.rewind();
+        self.completer.leave();
+        let (server, completer) = (Arc::clone(&self.server), Arc::clone(&self.completer));
+        let job = move |scratch: &mut Scratch| {
+            let len = match server.handle(&mut request, scratch, true) {
+                Outcome::Done(len) => len,
+                Outcome::WouldBlock => 0,
+            };
+            completer.complete(request.0.head(), len);
+            completer.call();
+            scratch.finish();
+            drop(request);
+            completer.arrive();
+        };
+        self.pool.run(Box::new(job), scratch);
+    }
+}
