@@ -1,0 +1,89 @@
+# One entry point: `make help` lists the words. Continuous integration (.ci/run) uses the same ones.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+SOURCES := pyproject.toml Cargo.toml Cargo.lock README.md LICENSE \
+	$(shell find rust python -type f \( -name '*.rs' -o -name '*.toml' -o -name '*.py' -o -name '*.pyi' -o -name py.typed \))
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+
+.PHONY: help
+help: ## List what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: $(VENV)/installed ## Serve a directory to a guest in this process and show what happens
+	@$(BIN)/virtiofs demo
+
+.PHONY: demo-vm
+demo-vm: $(VENV)/installed ## The same with a stock Debian kernel under QEMU
+	@$(BIN)/python -m tests.vm.demo_vm
+
+.PHONY: test
+test: check test-rust test-python ## All checks and all tests, those in virtual machines too
+
+.PHONY: check
+check: check-rust check-python ## Formatting, lints, types
+
+.PHONY: check-rust
+check-rust: rust-components ## Formatting and lints of the Rust side
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --quiet -- -D warnings
+
+.PHONY: check-python
+check-python: $(VENV)/tools ## Formatting, lints, types and stubs of the Python side
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m mypy.stubtest virtiofs --mypy-config-file pyproject.toml
+
+.PHONY: test-rust
+test-rust: ## Tests of the Rust side
+	cargo test --quiet
+
+.PHONY: test-python
+test-python: $(VENV)/tools ## Tests of the package, as it is installed, and of guests
+	$(BIN)/python -m pytest --durations=10 $(PYTEST)
+
+.PHONY: bench
+bench: $(VENV)/tools ## Benchmarks of the Python side; those of the Rust side are in benches/README.md
+	$(BIN)/python -m pytest --benchmark-enable --benchmark-only $(PYTEST)
+
+.PHONY: format
+format: rust-components $(VENV)/tools ## Format everything
+	cargo fmt --all
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: develop
+develop: $(VENV)/tools ## Make the environment follow the Python sources as they are edited
+	$(BIN)/maturin develop --release --quiet
+
+.PHONY: wheel
+wheel: $(BIN)/python ## Build a wheel into dist/
+	$(PIP) wheel --no-deps --wheel-dir dist .
+
+.PHONY: clean
+clean: ## Remove what was built
+	rm -rf $(VENV) dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	cargo clean --quiet
+
+.PHONY: rust-components
+rust-components:
+	@cargo fmt --version >/dev/null 2>&1 && cargo clippy --version >/dev/null 2>&1 || rustup component add rustfmt clippy
+
+$(BIN)/python:
+	@tools/make-venv $(PYTHON) $(VENV)
+
+$(VENV)/installed: $(BIN)/python $(SOURCES)
+	@echo "building and installing into $(VENV)"
+	@$(PIP) install --force-reinstall --no-deps .
+	@touch $@
+
+$(VENV)/tools: $(VENV)/installed
+	@$(PIP) install $$($(BIN)/python tools/requirements.py dev)
+	@touch $@

@@ -1,0 +1,8 @@
+"""`python -m virtiofs` is the command `virtiofs`."""
+
+import sys
+
+from .cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,130 @@
+"""What a guest may keep in its own memory, and for how long.
+
+A mode is a plain value; the server gets nothing of it but numbers: three timeouts and the flags of an open. So a mode of one's
+own is one line::
+
+    quick = AUTO.replace(attr_timeout=0.1, entry_timeout=0.1)
+
+===========  ===========================================  ============================================================
+mode         names and attributes                         data
+===========  ===========================================  ============================================================
+`NONE`       never kept: every access asks the host       not kept; files can still be mapped
+`METADATA`   kept for a day                               not kept; files can still be mapped
+`AUTO`       kept for one second                          kept while the file is open, dropped at open if it changed
+`ALWAYS`     kept for ever                                kept for ever, directory listings and symlinks too
+===========  ===========================================  ============================================================
+
+`METADATA` and `ALWAYS` are for directories that nobody else changes while a guest uses them.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from . import _core
+from .errors import ConfigError
+
+_DAY: Final = 86400.0
+
+
+@dataclass(frozen=True, slots=True)
+class Cache:
+    """How much a guest keeps, and how long.
+
+    Args:
+        name: What the mode is called in logs and messages.
+        attr_timeout: Seconds for which the guest trusts attributes (size, mode, times). 0 asks each time, `math.inf` never again.
+        entry_timeout: Seconds for which it trusts that a name leads to an inode.
+        negative_timeout: Seconds for which it trusts that a name does not exist.
+        direct_io: Reads and writes go to the host each time, past the guest's page cache.
+        keep_cache: Cached data outlives close and open, as long as size and modification time of the file stay.
+        cache_listings: Directory listings are kept until the directory changes.
+        cache_symlinks: Targets of symlinks are kept.
+
+    Raises:
+        ConfigError: A timeout is negative or not a number, or `direct_io` and `keep_cache` are both set.
+    """
+
+    name: str
+    attr_timeout: float = 0.0
+    entry_timeout: float = 0.0
+    negative_timeout: float = 0.0
+    direct_io: bool = False
+    keep_cache: bool = False
+    cache_listings: bool = False
+    cache_symlinks: bool = False
+
+    def __post_init__(self) -> None:
+        for field in ("attr_timeout", "entry_timeout", "negative_timeout"):
+            value = getattr(self, field)
+            if math.isnan(value) or value < 0:
+                raise ConfigError(f"{field} is in seconds, from 0 on, not {value}")
+        if self.direct_io and self.keep_cache:
+            raise ConfigError("direct_io keeps no data, so keep_cache cannot be set with it")
+
+    def replace(self, **changes: Any) -> "Cache":
+        """Returns the same mode with some fields changed."""
+        return replace(self, **changes)
+
+    @property
+    def open_flags(self) -> int:
+        """FOPEN flags of the answer to the open of a file."""
+        flags = 0
+        if self.direct_io:
+            flags |= _core.FOPEN["DIRECT_IO"] | _core.FOPEN["PARALLEL_DIRECT_WRITES"]
+        if self.keep_cache:
+            flags |= _core.FOPEN["KEEP_CACHE"]
+        return flags
+
+    @property
+    def dir_open_flags(self) -> int:
+        """FOPEN flags of the answer to the open of a directory."""
+        return _core.FOPEN["CACHE_DIR"] | _core.FOPEN["KEEP_CACHE"] if self.cache_listings else 0
+
+    @property
+    def init_flags(self) -> int:
+        """Features of the FUSE session that the mode wants."""
+        flags = _core.INIT["AUTO_INVAL_DATA"]
+        if self.direct_io:
+            flags |= _core.INIT["DIRECT_IO_ALLOW_MMAP"]
+        if self.cache_symlinks:
+            flags |= _core.INIT["CACHE_SYMLINKS"]
+        return flags
+
+
+NONE: Final = Cache("none", direct_io=True)
+"""Nothing is kept: what one guest or the host changes, every other sees at its next access."""
+
+METADATA: Final = Cache(
+    "metadata", attr_timeout=_DAY, entry_timeout=_DAY, negative_timeout=_DAY, direct_io=True, cache_listings=True
+)
+"""Names and attributes are kept for a day, data is not."""
+
+AUTO: Final = Cache("auto", attr_timeout=1.0, entry_timeout=1.0, negative_timeout=1.0)
+"""Names and attributes are kept for a second, data from open to close. The default."""
+
+ALWAYS: Final = Cache(
+    "always",
+    attr_timeout=math.inf,
+    entry_timeout=math.inf,
+    negative_timeout=math.inf,
+    keep_cache=True,
+    cache_listings=True,
+    cache_symlinks=True,
+)
+"""All is kept for ever."""
+
+MODES: Final = {"none": NONE, "never": NONE, "metadata": METADATA, "auto": AUTO, "always": ALWAYS}
+"""The modes by the names that configuration uses."""
+
+
+def mode(name: str) -> Cache:
+    """Returns the mode called `name`.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    try:
+        return MODES[name]
+    except KeyError:
+        raise ConfigError(f"unknown cache mode {name!r}: choose one of {', '.join(MODES)}") from None

@@ -1,0 +1,218 @@
+"""The command `virtiofs`."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import Final, Never
+
+from . import _core, cache, compat
+from .config import Config, inherited_fd
+from .errors import ConfigError, hinted, one_line
+from .host import raise_open_files
+from .server import default_request_queues
+
+USAGE: Final = 2
+"""Exit status when nothing was served because of what was asked for."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that says what is wrong on one line."""
+
+    def error(self, message: str) -> Never:
+        self.exit(USAGE, f"{self.prog}: error: {message}; see {self.prog} --help\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command with `arguments` (those of the process by default) and returns its exit status."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    # Programs that start virtiofsd give options alone; the same ones start a server here.
+    if given and given[0].startswith("-") and given[0] not in ("-h", "--help", "-V", "--version"):
+        given.insert(0, "serve")
+    try:
+        if given[:1] == ["serve"]:
+            given = compat.expand(given)
+        parsed = _parser().parse_args(given)
+        return int(parsed.command(parsed))
+    except (ConfigError, OSError) as error:
+        print(f"virtiofs: error: {one_line(error)}", file=sys.stderr)
+        return USAGE
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="virtiofs",
+        description="Share a directory of this host with virtual machines over virtio-fs.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("-V", "--version", action="version", version=f"virtiofs {_core.__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _serve_options(commands.add_parser("serve", help="serve a directory at a vhost-user socket", allow_abbrev=False))
+    demo = commands.add_parser("demo", help="serve a directory to the embedded guest and show what it does")
+    demo.add_argument("directory", nargs="?", metavar="DIR", help="directory to show; a new one by default")
+    demo.set_defaults(command=_demo)
+    doctor = commands.add_parser("doctor", help="tell what this host can do")
+    doctor.add_argument("--json", action="store_true", help="as JSON")
+    doctor.set_defaults(command=_doctor)
+    return parser
+
+
+def _serve_options(parser: argparse.ArgumentParser) -> None:
+    switch = argparse.BooleanOptionalAction
+    parser.set_defaults(command=_serve)
+    parser.add_argument("directory", nargs="?", metavar="DIR", help="directory to share")
+    parser.add_argument("--shared-dir", metavar="DIR", help="the same, as an option")
+
+    group = parser.add_argument_group("socket")
+    group.add_argument("--socket", "--socket-path", metavar="PATH", help="vhost-user socket to make")
+    group.add_argument("--fd", metavar="N", type=int, help="inherited socket to serve at instead")
+    group.add_argument("--socket-mode", metavar="MODE", type=_octal, default=0o600, help="its permissions (0600)")
+    group.add_argument("--socket-group", metavar="GROUP", help="its group, by name or number")
+    group.add_argument("--once", action="store_true", help="end with the first guest")
+
+    group = parser.add_argument_group("device")
+    group.add_argument("--tag", default="virtiofs", help="name by which guests mount it (virtiofs)")
+    group.add_argument(
+        "--request-queues", metavar="N", type=int, default=default_request_queues(), help="(one per CPU, up to 4)"
+    )
+
+    group = parser.add_argument_group("caching")
+    group.add_argument("--cache", metavar="MODE", default="auto", help="none, metadata, auto (the default) or always")
+    for name in ("attr", "entry", "negative"):
+        group.add_argument(f"--{name}-timeout", metavar="SECONDS", type=float, help=f"{_TIMEOUTS[name]}; by mode")
+    group.add_argument("--timeout", metavar="SECONDS", type=float, help="all three at once")
+    group.add_argument("--writeback", action=switch, default=False, help="let the guest collect writes (no)")
+
+    group = parser.add_argument_group("directory")
+    group.add_argument("--readonly", action="store_true", help="refuse changes")
+    group.add_argument("--xattr", action=switch, default=False, help="serve extended attributes (no)")
+    group.add_argument(
+        "--posix-acl", metavar="WHEN", default="never", help="never, auto or always: serve POSIX ACLs (never)"
+    )
+    group.add_argument("--allow-direct-io", action=switch, default=False, help="honour O_DIRECT on the host (no)")
+    group.add_argument("--announce-submounts", action=switch, default=True, help="tell where mounts begin (yes)")
+    group.add_argument("--readdirplus", action=switch, default=True, help="listings bring attributes along (yes)")
+    group.add_argument("--killpriv-v2", action=switch, default=True, help="clear setuid at writes (yes)")
+    group.add_argument(
+        "--ownership",
+        choices=("auto", "caller"),
+        default="auto",
+        help="who owns new files: caller insists on the user in the guest, auto takes this one if unprivileged (auto)",
+    )
+
+    group = parser.add_argument_group("daemon")
+    group.add_argument("--log-level", metavar="LEVEL", default="info", help="off, error, warn, info, debug or trace")
+    group.add_argument("-d", dest="log_level", action="store_const", const="debug", help="--log-level=debug")
+    group.add_argument("--syslog", action="store_true", help="log to syslog instead of standard error")
+    group.add_argument("--rlimit-nofile", metavar="N", type=int, help="limit of open files; 0 leaves it as it is")
+    group.add_argument("--print-capabilities", action="store_true", help="print what libvirt asks for and exit")
+    compat.add_options(parser)
+
+
+_TIMEOUTS: Final = {
+    "attr": "how long a guest trusts attributes",
+    "entry": "how long it trusts names",
+    "negative": "how long it trusts that a name does not exist",
+}
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    if arguments.print_capabilities:
+        # docs/interop/vhost-user.json of QEMU: VHostUserBackendCapabilities
+        print(json.dumps({"type": "fs", "features": ["separate-options"]}, indent=2))
+        return 0
+    warnings = compat.check(arguments)
+    config = _config(arguments)
+    server = config.server()
+    _log_to(arguments)
+    raise_open_files(arguments.rlimit_nofile)
+    for warning in warnings:
+        _core.log("warn", warning)
+    with server.start():
+        _core.log("info", "serving", directory=server.fs.directory, tag=server.tag, socket=server.path or f"fd {config.fd}")
+        _core.log("info", f"start a guest with: {server.qemu_line()}")
+        _core.log("info", f"in the guest: mount -t virtiofs {server.tag} /mnt")
+        number = server.run()
+        if number is not None:
+            import signal
+
+            _core.log("info", "ending", signal=signal.Signals(number).name)
+    return 0
+
+
+def _config(arguments: argparse.Namespace) -> Config:
+    """Returns what the options of `serve` say."""
+    directories = [name for name in (arguments.directory, arguments.shared_dir) if name is not None]
+    if len(directories) != 1:
+        wrong = "which one of two directories is to be shared?" if directories else "which directory is to be shared?"
+        raise hinted(ConfigError(wrong), "virtiofs serve DIR --socket PATH")
+    socket, fd = arguments.socket, arguments.fd
+    if socket is None and fd is None:
+        fd = inherited_fd()
+    if (socket is None) == (fd is None):
+        wrong = "no socket to serve at" if socket is None else "both --socket and --fd are given"
+        raise hinted(ConfigError(wrong), "give --socket PATH, or --fd N for an inherited one")
+    if arguments.posix_acl not in ("never", "auto", "always"):
+        raise ConfigError(f"--posix-acl: unknown value {arguments.posix_acl!r}: choose one of never, auto, always")
+    mode = cache.mode(arguments.cache)
+    timeouts = {}
+    for name in ("attr_timeout", "entry_timeout", "negative_timeout"):
+        value = getattr(arguments, name)
+        if value is None:
+            value = arguments.timeout
+        if value is not None:
+            timeouts[name] = value
+    return Config(
+        directory=directories[0],
+        socket=socket,
+        fd=fd,
+        tag=arguments.tag,
+        request_queues=arguments.request_queues,
+        once=arguments.once,
+        socket_mode=arguments.socket_mode,
+        socket_group=arguments.socket_group,
+        cache=mode.replace(**timeouts) if timeouts else mode,
+        read_only=arguments.readonly,
+        writeback=arguments.writeback,
+        xattr=arguments.xattr,
+        posix_acl=arguments.posix_acl != "never",
+        allow_direct_io=arguments.allow_direct_io,
+        announce_submounts=arguments.announce_submounts,
+        readdirplus=arguments.readdirplus,
+        killpriv_v2=arguments.killpriv_v2,
+        ownership=arguments.ownership,
+    )
+
+
+def _log_to(arguments: argparse.Namespace) -> None:
+    level = {"err": "error", "warning": "warn"}.get(arguments.log_level, arguments.log_level)
+    if level not in ("off", "error", "warn", "info", "debug", "trace"):
+        raise ConfigError(
+            f"unknown log level {arguments.log_level!r}: choose one of off, error, warn, info, debug, trace"
+        )
+    if arguments.syslog:
+        _core.log_to_syslog(level)
+    else:
+        _core.log_to_stderr(level)
+
+
+def _octal(text: str) -> int:
+    """Returns permission bits from their usual spelling."""
+    try:
+        return int(text, 8)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"not an octal number: {text!r}") from None
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from . import demo
+
+    return demo.run(arguments.directory)
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from . import doctor
+
+    return doctor.run(as_json=arguments.json)

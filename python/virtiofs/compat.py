@@ -1,0 +1,176 @@
+"""The command lines of the virtiofsd programs, as far as `virtiofs serve` does not spell its options the same way.
+
+What they ask for and we do is translated. What we do not do is refused if a guest would see or gain something by it, and
+accepted with a warning if only the daemon itself would be more confined or tuned.
+"""
+
+import argparse
+from collections.abc import Iterator
+from typing import Final
+
+from .errors import ConfigError, hinted
+
+_BARE: Final = {"--posix-acl": "auto", "--security-label": "auto"}
+"""Options whose value may be left out, and what they mean then."""
+
+_LEGACY: Final = {
+    "source": "--shared-dir",
+    "cache": "--cache",
+    "timeout": "--timeout",
+    "sandbox": "--sandbox",
+    "xattrmap": "--xattrmap",
+    "modcaps": "--modcaps",
+    "log_level": "--log-level",
+}
+"""`-o` options of the C virtiofsd that have a value."""
+
+_LEGACY_FLAGS: Final = {
+    "debug": ["-d"],
+    "xattr": ["--xattr"],
+    "no_xattr": ["--no-xattr"],
+    "writeback": ["--writeback"],
+    "no_writeback": ["--no-writeback"],
+    "readdirplus": [],
+    "no_readdirplus": ["--no-readdirplus"],
+    "allow_direct_io": ["--allow-direct-io"],
+    "no_allow_direct_io": ["--no-allow-direct-io"],
+    "announce_submounts": ["--announce-submounts"],
+    "no_announce_submounts": ["--no-announce-submounts"],
+    "posix_acl": ["--posix-acl=auto"],
+    "no_posix_acl": ["--posix-acl=never"],
+    "security_label": ["--security-label=auto"],
+    "no_security_label": ["--security-label=never"],
+    "killpriv_v2": ["--killpriv-v2"],
+    "no_killpriv_v2": ["--no-killpriv-v2"],
+    "no_flock": [],
+    "no_posix_lock": [],
+    "allow_root": [],
+}
+"""`-o` options of the C virtiofsd that have none."""
+
+
+def expand(arguments: list[str]) -> list[str]:
+    """Returns `arguments` with `-o` options and left-out values written as `virtiofs serve` takes them.
+
+    Raises:
+        ConfigError: An `-o` option is unknown, or asks for what is not served.
+    """
+    out: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        if argument == "--":
+            return [*out, argument, *rest]
+        if argument in _BARE:
+            out.append(f"{argument}={_BARE[argument]}")
+        elif argument == "-o":
+            out += _legacy(next(rest, ""))
+        elif argument.startswith("-o") and not argument.startswith("--"):
+            out += _legacy(argument[2:])
+        else:
+            out.append(argument)
+    return out
+
+
+def _legacy(options: str) -> list[str]:
+    out: list[str] = []
+    for option in _split(options):
+        name, equals, value = option.partition("=")
+        if equals and name in _LEGACY:
+            out.append(f"{_LEGACY[name]}={value}")
+        elif not equals and name in _LEGACY_FLAGS:
+            out += _LEGACY_FLAGS[name]
+        elif name == "max_idle_threads":
+            continue
+        elif name in ("flock", "posix_lock"):
+            raise hinted(
+                ConfigError(f"-o {name}: locks are kept by each guest for itself"), f"leave it out, or say no_{name}"
+            )
+        else:
+            raise hinted(ConfigError(f"unknown option -o {option!r}"), "see virtiofs serve --help")
+    return out
+
+
+def _split(options: str) -> Iterator[str]:
+    """Yields what commas separate; a comma that belongs to a value has a backslash before it."""
+    part, escaped = "", False
+    for char in options:
+        if escaped or (char not in "\\,"):
+            part, escaped = part + char, False
+        elif char == "\\":
+            escaped = True
+        else:
+            yield part
+            part = ""
+    if part:
+        yield part
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that are accepted for the sake of scripts written for virtiofsd."""
+    group = parser.add_argument_group("accepted for virtiofsd's sake")
+    group.add_argument("--sandbox", metavar="MODE", default="none", help="none, chroot or namespace; not applied yet")
+    group.add_argument("--seccomp", metavar="ACTION", default="none", help="none, kill, log or trap; not applied yet")
+    group.add_argument("--modcaps", metavar="LIST", help="not applied: capabilities stay as they are")
+    group.add_argument(
+        "--inode-file-handles", metavar="WHEN", default="never", help="never; prefer is served as never for now"
+    )
+    group.add_argument("--thread-pool-size", metavar="N", type=int, help="no effect: threads are made as needed")
+    group.add_argument("--allow-mmap", action="store_true", help="no effect: files can always be mapped")
+    for option in ("--preserve-noatime", "--migration-verify-handles", "--migration-confirm-paths", "-f"):
+        group.add_argument(option, action="store_true", help=argparse.SUPPRESS)
+    for option in (
+        "--migration-mode",
+        "--migration-on-error",
+        "--security-label",
+        "--xattrmap",
+        "--uid-map",
+        "--gid-map",
+        "--translate-uid",
+        "--translate-gid",
+    ):
+        group.add_argument(option, metavar="VALUE", help=argparse.SUPPRESS)
+
+
+def check(arguments: argparse.Namespace) -> list[str]:
+    """Returns warnings about accepted options that have no effect.
+
+    Raises:
+        ConfigError: An option asks for what is not served.
+    """
+    warnings = []
+    for option, values in (
+        ("sandbox", ("none", "chroot", "namespace")),
+        ("seccomp", ("none", "kill", "log", "trap")),
+        ("inode_file_handles", ("never", "prefer", "fallback", "mandatory")),
+        ("security_label", (None, "never", "auto", "always")),
+    ):
+        if getattr(arguments, option) not in values:
+            spelling = "--" + option.replace("_", "-")
+            known = ", ".join(filter(None, values))
+            raise ConfigError(f"{spelling}: unknown value {getattr(arguments, option)!r}: choose one of {known}")
+    if arguments.sandbox != "none":
+        warnings.append(f"--sandbox={arguments.sandbox} is not applied: the daemon runs with the privileges of its user")
+    if arguments.seccomp != "none":
+        warnings.append(f"--seccomp={arguments.seccomp} is not applied: system calls are not filtered")
+    if arguments.modcaps:
+        warnings.append(f"--modcaps={arguments.modcaps} is not applied: capabilities stay as they are")
+    if arguments.inode_file_handles == "mandatory":
+        raise hinted(
+            ConfigError("--inode-file-handles=mandatory: inodes are held by open descriptors"), "say never or prefer"
+        )
+    if arguments.inode_file_handles != "never":
+        warnings.append("--inode-file-handles=prefer is served as never: inodes are held by open descriptors")
+    if any(getattr(arguments, name) for name in ("migration_mode", "migration_on_error")):
+        warnings.append("--migration options have no effect: migration is not offered")
+    if arguments.security_label in ("auto", "always"):
+        raise hinted(ConfigError("--security-label: labels at creation are not served"), "say --security-label=never")
+    for option, what in (
+        ("xattrmap", "names of extended attributes are not translated"),
+        ("uid_map", "owners are not mapped"),
+        ("gid_map", "groups are not mapped"),
+        ("translate_uid", "owners are not translated"),
+        ("translate_gid", "groups are not translated"),
+    ):
+        if getattr(arguments, option) is not None:
+            raise hinted(ConfigError(f"--{option.replace('_', '-')}: {what}"), "leave it out")
+    return warnings

@@ -1,0 +1,52 @@
+"""The exceptions that Python has no word for, and the hints that go with those it has.
+
+::
+
+    Exception
+    ├── VirtiofsError
+    │   ├── ConfigError      (also a ValueError)   a setting that cannot be served
+    │   └── ProtocolError    a server under test answered against the protocol
+    └── OSError              everything that the operating system refused
+
+Each error says what is wrong; where something can be done about it, a note (`BaseException.add_note`) says what.
+"""
+
+from typing import TypeVar
+
+_E = TypeVar("_E", bound=BaseException)
+
+
+class VirtiofsError(Exception):
+    """Base of the exceptions of this package."""
+
+
+class ConfigError(VirtiofsError, ValueError):
+    """A setting that cannot be served, whatever the state of the host."""
+
+
+class ProtocolError(VirtiofsError):
+    """A server that the embedded guest talks to broke the vhost-user, virtio or FUSE protocol."""
+
+
+def hinted(error: _E, hint: str) -> _E:
+    """Returns `error` with one note: what to do about it."""
+    error.add_note(hint)
+    return error
+
+
+def one_line(error: BaseException) -> str:
+    """Says `error` and its hints on one line, without the type and the errno."""
+    if isinstance(error, OSError) and error.strerror is not None:
+        text = error.strerror[:1].lower() + error.strerror[1:]
+        if error.filename is not None:
+            text = f"{_printable(error.filename)}: {text}"
+    else:
+        text = str(error) or type(error).__name__
+    hints = getattr(error, "__notes__", [])
+    return "; ".join([text, *hints]).replace("\n", "\\n")
+
+
+def _printable(name: object) -> str:
+    text = name.decode(errors="backslashreplace") if isinstance(name, bytes) else str(name)
+    text = text.encode(errors="backslashreplace").decode()
+    return text if text.isprintable() and text else repr(text)

@@ -1,0 +1,152 @@
+"""Serve a directory of this host."""
+
+import errno
+import os
+from typing import Final, Literal
+
+from . import _core
+from .cache import AUTO, Cache
+from .errors import ConfigError, hinted
+from .host import may_change_owners
+
+_ALWAYS: Final = (
+    "ABORT_ERROR",
+    "ASYNC_DIO",
+    "ASYNC_READ",
+    "ATOMIC_O_TRUNC",
+    "BIG_WRITES",
+    "CREATE_SUPP_GROUP",
+    "DONT_MASK",
+    "INIT_EXT",
+    "MAX_PAGES",
+    "NO_EXPORT_SUPPORT",
+    "PARALLEL_DIROPS",
+    "SETXATTR_EXT",
+)
+"""Features of the FUSE session that every share takes when the guest offers them."""
+
+Ownership = Literal["auto", "caller"]
+
+
+class Passthrough:
+    """A directory of this host as a file system for guests.
+
+    Guests never leave the directory, whatever symlinks, renames or races they try: names are resolved one by one from open
+    directories, never as paths.
+
+    Args:
+        directory: The directory. It is opened now, and stays the one that is served if its name changes later.
+        cache: What guests may keep; see `virtiofs.cache`.
+        read_only: Refuse every change with EROFS.
+        writeback: Let guests collect writes and send them later, at close or fsync at the latest. Only for directories that
+            one guest alone writes to.
+        xattr: Serve extended attributes.
+        posix_acl: Serve POSIX ACLs; takes `xattr` with it.
+        allow_direct_io: Open host files with O_DIRECT where the guest's program does. Otherwise O_DIRECT goes past the guest's
+            page cache only.
+        announce_submounts: Tell the guest where another file system of the host begins, so that inode numbers stay unique.
+        readdirplus: Offer listings that bring the attributes along.
+        killpriv_v2: Clear setuid and setgid at writes and truncations, so that the guest need not ask before each write.
+        ownership: Who owns what a guest creates: `caller` insists on the user and group in the guest, which takes privileges;
+            `auto` takes the user of this process where it lacks them.
+
+    Raises:
+        OSError: There is no such directory, it is none, or it may not be read.
+        PermissionError: `ownership` is `caller`, and this process may not give files away.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        cache: Cache = AUTO,
+        *,
+        read_only: bool = False,
+        writeback: bool = False,
+        xattr: bool = False,
+        posix_acl: bool = False,
+        allow_direct_io: bool = False,
+        announce_submounts: bool = True,
+        readdirplus: bool = True,
+        killpriv_v2: bool = True,
+        ownership: Ownership = "auto",
+    ) -> None:
+        if ownership == "caller" and not may_change_owners():
+            raise hinted(
+                PermissionError(errno.EPERM, "this user may not create files for others, as ownership=caller wants"),
+                "run as root, or take ownership=auto",
+            )
+        self.directory: Final = os.path.abspath(_checked(os.fspath(directory)))
+        self.cache: Final = cache
+        self.read_only: Final = read_only
+        self.writeback: Final = writeback
+        self.xattr: Final = xattr or posix_acl
+        self.posix_acl: Final = posix_acl
+        self.allow_direct_io: Final = allow_direct_io
+        self.announce_submounts: Final = announce_submounts
+        self.readdirplus: Final = readdirplus
+        self.killpriv_v2: Final = killpriv_v2
+        self.ownership: Final = ownership
+
+    def __repr__(self) -> str:
+        settings = [repr(self.directory), f"cache={self.cache.name}"]
+        settings += [
+            name for name in ("read_only", "writeback", "xattr", "posix_acl", "allow_direct_io") if getattr(self, name)
+        ]
+        return f"Passthrough({', '.join(settings)})"
+
+    @property
+    def init_flags(self) -> int:
+        """Features of the FUSE session to accept where the guest offers them."""
+        names = list(_ALWAYS)
+        if self.readdirplus:
+            names += ["DO_READDIRPLUS", "READDIRPLUS_AUTO"]
+        if self.killpriv_v2:
+            names.append("HANDLE_KILLPRIV_V2")
+        if self.announce_submounts:
+            names.append("SUBMOUNTS")
+        if self.writeback:
+            names.append("WRITEBACK_CACHE")
+        if self.posix_acl:
+            names.append("POSIX_ACL")
+        return self.cache.init_flags | sum(_core.INIT[name] for name in names)
+
+    def engine(self) -> _core.HostDir:
+        """Returns the native file system with these settings. For `Server`, which asks once."""
+        return _core.HostDir(
+            self.directory,
+            attr_timeout=self.cache.attr_timeout,
+            entry_timeout=self.cache.entry_timeout,
+            negative_timeout=self.cache.negative_timeout,
+            open_flags=self.cache.open_flags,
+            dir_open_flags=self.cache.dir_open_flags,
+            read_only=self.read_only,
+            writeback=self.writeback,
+            xattr=self.xattr,
+            posix_acl=self.posix_acl,
+            allow_direct_io=self.allow_direct_io,
+            announce_submounts=self.announce_submounts,
+        )
+
+
+def _checked(directory: str) -> str:
+    """Returns `directory` if it can be served."""
+    if not directory:
+        raise hinted(ConfigError("the directory to share has no name"), "name an existing directory")
+    if "\0" in directory:
+        raise ConfigError(f"a path has no NUL: {directory!r}")
+    try:
+        found = os.stat(directory)
+    except FileNotFoundError as error:
+        raise hinted(error, "name an existing directory, or make it: mkdir -p") from None
+    except PermissionError as error:
+        raise hinted(error, "this user may not reach it: run as one who may") from None
+    if not os.path.stat.S_ISDIR(found.st_mode):
+        raise hinted(
+            NotADirectoryError(errno.ENOTDIR, "not a directory", directory), "only directories can be shared"
+        )
+    if not os.access(directory, os.R_OK | os.X_OK, effective_ids=True):
+        raise hinted(
+            PermissionError(errno.EACCES, "permission denied", directory),
+            "this user may not read and search it: run as one who may, or change its mode",
+        )
+    return directory

@@ -1,0 +1,282 @@
+"""A vhost-user socket and what runs behind it: threads, signals, shutdown."""
+
+import atexit
+import os
+import platform
+import shlex
+import socket as _sockets
+from typing import Final, Self
+
+from . import _core
+from .errors import ConfigError, hinted
+from .listener import Listener, adopt, is_listening
+from .passthrough import Passthrough
+from .types import Stats
+
+TAG_MAX: Final = 36
+"""Longest tag in bytes: the field in the device's configuration space."""
+
+_running: set["Server"] = set()
+
+
+class Server:
+    """Serves a file system to the virtual machines that connect to a vhost-user socket, one after the other.
+
+    The threads that do it are native and never wait for the interpreter. Nothing is made before `start`, and nothing is left
+    after `close`; a ``with`` block does both::
+
+        with Server(Passthrough("/srv/data"), socket="/run/data.sock", tag="data") as server:
+            server.wait()
+
+    Args:
+        fs: What is served.
+        socket: Path of the socket to make.
+        fd: Descriptor of a socket to take over instead: one that listens, or one that is connected already. It is the
+            server's from `start` on, which closes it.
+        tag: Name under which guests mount it (``mount -t virtiofs TAG /mnt``): 1 to 36 bytes of UTF-8.
+        request_queues: Request queues of the device. None for one per processor, up to 4. A guest may use fewer.
+        once: End when the first guest goes, instead of waiting for the next.
+        socket_mode: Permission bits of the socket.
+        socket_group: Name or number of the group of the socket; None leaves that of the process.
+
+    Raises:
+        ConfigError: A setting cannot be served.
+    """
+
+    def __init__(
+        self,
+        fs: Passthrough,
+        *,
+        socket: str | os.PathLike[str] | None = None,
+        fd: int | None = None,
+        tag: str = "virtiofs",
+        request_queues: int | None = None,
+        once: bool = False,
+        socket_mode: int = 0o600,
+        socket_group: str | int | None = None,
+    ) -> None:
+        if (socket is None) == (fd is None):
+            raise hinted(
+                ConfigError("a server needs one socket"), "give a path for it to be made, or a descriptor to take over"
+            )
+        check_tag(tag)
+        if request_queues is None:
+            request_queues = default_request_queues()
+        if not 1 <= request_queues <= _core.MAX_REQUEST_QUEUES:
+            raise ConfigError(f"request queues are 1 to {_core.MAX_REQUEST_QUEUES}, not {request_queues}")
+        if not 0 <= socket_mode <= 0o777:
+            raise ConfigError(f"permission bits are 0 to 0777, not {socket_mode:#o}")
+        self.fs: Final = fs
+        self.path: Final = None if socket is None else os.fspath(socket)
+        self.tag: Final = tag
+        self.request_queues: Final = request_queues
+        self.once: Final = once
+        self._fd = fd
+        self._mode = socket_mode
+        self._group = socket_group
+        self._listener: Listener | None = None
+        self._daemon: _core.Daemon | None = None
+
+    def start(self) -> Self:
+        """Makes the socket and starts to serve. Returns at once.
+
+        Raises:
+            OSError: The socket or a thread cannot be made.
+            RuntimeError: The server was started before.
+        """
+        if self._daemon is not None:
+            raise RuntimeError("a server is started once")
+        inherited: _sockets.socket | None = None
+        if self._fd is not None:
+            inherited = adopt(self._fd)
+            fd, listening = inherited.fileno(), is_listening(inherited)
+        else:
+            assert self.path is not None
+            self._listener = Listener(self.path, mode=self._mode, group=self._group)
+            fd, listening = self._listener.fileno(), True
+        try:
+            _log_to_python()
+            self._daemon = _core.Daemon(
+                self.fs.engine(),
+                fd,
+                listening=listening,
+                tag=self.tag,
+                request_queues=self.request_queues,
+                once=self.once,
+                want=self.fs.init_flags,
+            )
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            if inherited is not None:
+                inherited.close()  # the native side has a descriptor of its own
+        if not _running:
+            atexit.register(_close_all)
+        _running.add(self)
+        return self
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Waits until the server ends: by `close`, or by the guest's leave with `once`.
+
+        Args:
+            timeout: Seconds to wait; None for as long as it takes.
+
+        Returns:
+            Whether it has ended. True as well when it never started.
+        """
+        return True if self._daemon is None else self._daemon.wait(timeout)
+
+    def fileno(self) -> int:
+        """Returns a descriptor that becomes readable when the server has ended, for poll(2) and event loops.
+
+        Raises:
+            ValueError: The server does not run.
+        """
+        if self._daemon is None:
+            raise ValueError("the server does not run")
+        return self._daemon.fileno()
+
+    def run(self) -> int | None:
+        """Serves until SIGTERM, SIGINT or SIGHUP comes or the server ends by itself. Only for the main thread.
+
+        Returns:
+            The number of the signal, or None.
+        """
+        import select
+        import signal
+
+        wake, note = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        watched = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        wakeup = signal.set_wakeup_fd(note, warn_on_full_buffer=False)
+        before = [signal.signal(number, lambda *_: None) for number in watched]
+        try:
+            if self._daemon is None:
+                self.start()
+            poll = select.poll()
+            poll.register(wake, select.POLLIN)
+            poll.register(self, select.POLLIN)
+            while True:
+                ready = [fd for fd, _ in poll.poll()]
+                if wake in ready:
+                    for number in os.read(wake, 64):
+                        if number in watched:
+                            return number
+                elif ready:
+                    return None
+        finally:
+            # A second signal while the server closes acts as it did before.
+            for number, handler in zip(watched, before, strict=True):
+                signal.signal(number, handler)
+            signal.set_wakeup_fd(wakeup)
+            os.close(wake)
+            os.close(note)
+
+    def close(self) -> None:
+        """Ends the session of the guest, joins all threads and removes the socket. May be called again."""
+        if self._daemon is not None:
+            self._daemon.stop()
+        if self._listener is not None:
+            self._listener.close()
+        if self in _running:
+            _running.discard(self)
+            if not _running:
+                atexit.unregister(_close_all)
+                _stop_log_to_python()
+
+    def stats(self) -> Stats:
+        """Returns the counters of all sessions so far.
+
+        Raises:
+            ValueError: The server was never started.
+        """
+        if self._daemon is None:
+            raise ValueError("the server was not started")
+        return Stats(**self._daemon.stats())
+
+    def qemu_arguments(self, memory: str = "2G") -> list[str]:
+        """Returns the arguments with which QEMU gives the share to a guest of `memory` bytes (with K, M or G)."""
+        queues = "" if self.request_queues == 1 else f",num-request-queues={self.request_queues}"
+        path = os.path.abspath(self.path) if self.path is not None else "SOCKET"
+        return [
+            "-m",
+            memory,
+            "-object",
+            f"memory-backend-memfd,id=mem,size={memory},share=on",
+            "-machine",
+            ("q35" if platform.machine() == "x86_64" else "virt") + ",memory-backend=mem",
+            "-chardev",
+            f"socket,id=fs0,path={_qemu(path)}",
+            "-device",
+            f"vhost-user-fs-pci,chardev=fs0,tag={_qemu(self.tag)},queue-size=1024{queues}",
+        ]
+
+    def qemu_line(self) -> str:
+        """Returns those arguments as a line for the shell."""
+        return shlex.join([f"qemu-system-{platform.machine()}", *self.qemu_arguments()])
+
+    def __enter__(self) -> Self:
+        return self if self._daemon is not None else self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Server({self.fs!r}, socket={self.path!r}, tag={self.tag!r})"
+
+
+def serve(
+    fs: Passthrough,
+    socket: str | os.PathLike[str],
+    *,
+    tag: str = "virtiofs",
+    request_queues: int | None = None,
+    once: bool = False,
+) -> Server:
+    """Starts a `Server` at the path `socket` and returns it; close it, or use it in a ``with`` block."""
+    return Server(fs, socket=socket, tag=tag, request_queues=request_queues, once=once).start()
+
+
+def check_tag(tag: str) -> None:
+    """Checks that guests can mount by `tag`.
+
+    Raises:
+        ConfigError: They cannot.
+    """
+    length = len(tag.encode(errors="surrogateescape"))
+    if not 0 < length <= TAG_MAX:
+        raise hinted(ConfigError(f"a tag has 1 to {TAG_MAX} bytes, this one has {length}: {tag!r}"), "set another tag")
+    if "\n" in tag or "\0" in tag:
+        raise hinted(ConfigError(f"a tag has no newline and no NUL: {tag!r}"), "set another tag")
+
+
+def default_request_queues() -> int:
+    """Returns one queue per processor that this process may use, up to 4."""
+    return min(4, len(os.sched_getaffinity(0)))
+
+
+def _qemu(value: str) -> str:
+    """Returns `value` as an option of QEMU takes it."""
+    return value.replace(",", ",,")
+
+
+def _log_to_python() -> None:
+    """Sends native events to `logging`, unless the program has chosen a native sink."""
+    if _running or _core.log_sink() != "nowhere":
+        return
+    import logging
+
+    level = logging.getLogger("virtiofs").getEffectiveLevel()
+    names = [(logging.DEBUG, "trace"), (logging.INFO, "debug"), (logging.WARNING, "info"), (logging.ERROR, "warn")]
+    _core.log_to_python(next((name for above, name in names if level < above), "error"))
+
+
+def _stop_log_to_python() -> None:
+    if _core.log_sink() == "python":
+        _core.log_stop()
+
+
+def _close_all() -> None:
+    """Ends what a program left running, before the interpreter goes."""
+    for server in list(_running):
+        server.close()

@@ -1,0 +1,25 @@
+//! `virtiofs._core`: the native side of the Python package, and the only crate that names Python.
+//!
+//! Python decides, so what is here takes numbers, starts and ends threads, and converts. Every wait runs without the
+//! interpreter; no thread is started by an import.
+
+mod constants;
+mod log;
+
+use pyo3::prelude::*;
+
+/// Native parts of the package `virtiofs`. Private: use the names that `virtiofs` exports.
+#[pymodule(gil_used = false)]
+mod _core {
+    use super::*;
+
+    #[pymodule_export]
+    use super::log::{log, log_stop, log_to_python, log_to_stderr, log_to_syslog};
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+        module.add("DEBUG_BUILD", cfg!(debug_assertions))?;
+        constants::add(module)
+    }
+}
