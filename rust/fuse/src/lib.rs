@@ -4,6 +4,7 @@
 //! [`Message`] (one request's memory, whoever carries it) into a call and its result into a reply of exactly the length that
 //! the kernel expects. Nothing here knows a virtqueue, a file descriptor of a device, or Python.
 
+mod call;
 mod creation;
 mod dirbuf;
 mod error;

@@ -6,19 +6,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use parking_lot::Mutex;
-use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
+use zerocopy::{FromZeros, IntoBytes};
 
-use crate::names::Names;
+use crate::call::Call;
 use crate::op::{Opcode, Operation, ReplyForm};
 use crate::wire::*;
-use crate::{Context, Creation, DirBuffer, Error, FileSystem, Limits, Malformed, Message, Metrics, Negotiated, Result};
+use crate::{Context, DirBuffer, Error, FileSystem, Limits, Malformed, Message, Metrics, Negotiated, Result};
 
-const HEADER: usize = size_of::<OutHeader>();
+pub(crate) const HEADER: usize = size_of::<OutHeader>();
 /// The longest struct behind a request header.
 const ARGUMENTS_MAX: usize = size_of::<SetattrIn>();
 /// Names, a symlink's target, a value of an extended attribute or a label: no honest request has more than this beside its
 /// arguments and the data of a WRITE.
-const REST_MAX: usize = 2 * XATTR_MAX;
+pub(crate) const REST_MAX: usize = 2 * XATTR_MAX;
 
 /// What became of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,10 +32,10 @@ pub enum Outcome {
 /// Buffers of one thread, kept from one message to the next so that no request allocates.
 #[derive(Debug, Default)]
 pub struct Scratch {
-    request: Vec<u8>,
-    reply: Vec<u8>,
-    entries: DirBuffer,
-    closing: Option<OwnedFd>,
+    pub(crate) request: Vec<u8>,
+    pub(crate) reply: Vec<u8>,
+    pub(crate) entries: DirBuffer,
+    pub(crate) closing: Option<OwnedFd>,
 }
 
 impl Scratch {
@@ -47,7 +47,7 @@ impl Scratch {
 
 /// Serves one file system to one guest.
 pub struct Server {
-    fs: Arc<dyn FileSystem>,
+    pub(crate) fs: Arc<dyn FileSystem>,
     limits: Limits,
     metrics: Metrics,
     /// Flags of the session, and whether there is one: read by each request.
@@ -172,7 +172,7 @@ impl Server {
         call.run(scratch)
     }
 
-    fn malformed<T>(&self) -> Result<T> {
+    pub(crate) fn malformed<T>(&self) -> Result<T> {
         self.metrics.malformed_request();
         Err(Error::Errno(libc::EINVAL))
     }
@@ -186,11 +186,11 @@ impl Server {
         message.take(into)
     }
 
-    fn has(&self, flag: u64) -> bool {
+    pub(crate) fn has(&self, flag: u64) -> bool {
         self.flags.load(Relaxed) & flag != 0
     }
 
-    fn init(&self, call: &mut Call<'_>) -> Result<usize> {
+    pub(crate) fn init(&self, call: &mut Call<'_>) -> Result<usize> {
         let compat: InitInCompat = call.arguments()?;
         let mut request = InitIn::new_zeroed();
         (request.major, request.minor) = (compat.major, compat.minor);
@@ -224,7 +224,7 @@ impl Server {
 }
 
 /// ENOSYS, which goes to the guest only from here: it switches the operation off for the whole mount.
-struct Lacking;
+pub(crate) struct Lacking;
 
 impl From<Lacking> for Error {
     fn from(Lacking: Lacking) -> Error {
@@ -239,339 +239,4 @@ fn error_reply(message: &mut dyn Message, unique: u64, error: Error) -> usize {
     let errno = if error == Lacking.into() { libc::ENOSYS } else { error.to_wire() };
     let header = OutHeader { len: HEADER as u32, error: -errno, unique };
     if message.put(0, header.as_bytes()).is_ok() { HEADER } else { 0 }
-}
-
-/// One request on its way through the table.
-struct Call<'a> {
-    server: &'a Server,
-    row: &'static Operation,
-    header: &'a InHeader,
-    cx: Context,
-    arguments: &'a [u8],
-    message: &'a mut dyn Message,
-}
-
-impl Call<'_> {
-    #[rustfmt::skip]
-    fn run(&mut self, scratch: &mut Scratch) -> Result<usize> {
-        use Opcode::*;
-        let (server, node) = (self.server, self.header.nodeid);
-        let (fs, cx) = (&*server.fs, &self.cx.clone());
-        let Scratch { request, reply, entries, closing } = scratch;
-        let mut names = Names::new(request);
-        match self.row.opcode {
-            Init => server.init(self),
-            Destroy => { server.reset(); self.empty() }
-            Forget => { let args: ForgetIn = self.arguments()?; fs.forget(node, args.nlookup); Ok(0) }
-            BatchForget => self.batch_forget(fs),
-            Interrupt | NotifyReply => Ok(0),
-            Poll | Bmap | Setlkw => Err(Lacking.into()),
-
-            Lookup => { let name = names.entry()?; names.end()?; self.reply(&fs.lookup(cx, node, name)?) }
-            Getattr => {
-                let args: GetattrIn = self.arguments()?;
-                self.reply(&fs.getattr(cx, node, (args.getattr_flags & bits::GETATTR_FH != 0).then_some(args.fh))?)
-            }
-            Statx => {
-                let args: StatxIn = self.arguments()?;
-                let fh = (args.getattr_flags & bits::GETATTR_FH != 0).then_some(args.fh);
-                self.reply(&fs.statx(cx, node, fh, args.sx_mask)?)
-            }
-            Setattr => self.reply(&fs.setattr(cx, node, &self.arguments()?)?),
-            Access => { let args: AccessIn = self.arguments()?; fs.access(cx, node, args.mask)?; self.empty() }
-            Readlink => { reply.clear(); fs.readlink(cx, node, reply)?; self.bytes(reply) }
-
-            Symlink => {
-                let (new, mut names) = self.creation(0, request)?;
-                let (name, target) = (names.entry()?, names.string()?);
-                names.end()?;
-                match target.count_bytes() {
-                    0 => return Err(Error::Errno(libc::ENOENT)),
-                    1..=SYMLINK_MAX => {}
-                    _ => return Err(Error::Errno(libc::ENAMETOOLONG)),
-                }
-                self.reply(&fs.symlink(cx, node, name, target, &new)?)
-            }
-            Mknod => {
-                let args: MknodIn = self.arguments()?;
-                let (new, mut names) = self.creation(args.umask, request)?;
-                let name = names.entry()?;
-                names.end()?;
-                self.reply(&fs.mknod(cx, node, name, args.mode, args.rdev, &new)?)
-            }
-            Mkdir => {
-                let args: MkdirIn = self.arguments()?;
-                let (new, mut names) = self.creation(args.umask, request)?;
-                let name = names.entry()?;
-                names.end()?;
-                self.reply(&fs.mkdir(cx, node, name, args.mode & 0o7777, &new)?)
-            }
-            Create | Tmpfile => {
-                let args: CreateIn = self.arguments()?;
-                let (new, mut names) = self.creation(args.umask, request)?;
-                let (mode, kill) = (args.mode & 0o7777, args.open_flags & bits::OPEN_KILL_SUIDGID != 0);
-                let (entry, open) = if self.row.opcode == Create {
-                    let name = names.entry()?;
-                    names.end()?;
-                    fs.create(cx, node, name, args.flags, mode, kill, &new)?
-                } else {
-                    // The name of a TMPFILE means nothing: a LINK may give it one later.
-                    fs.tmpfile(cx, node, args.flags, mode, &new)?
-                };
-                self.reply(&Created { entry, open })
-            }
-            Unlink => { let name = names.entry()?; names.end()?; fs.unlink(cx, node, name)?; self.empty() }
-            Rmdir => { let name = names.entry()?; names.end()?; fs.rmdir(cx, node, name)?; self.empty() }
-            Rename | Rename2 => {
-                let (newdir, flags) = if self.row.opcode == Rename {
-                    (self.arguments::<RenameIn>()?.newdir, 0)
-                } else {
-                    let args: Rename2In = self.arguments()?;
-                    (args.newdir, args.flags)
-                };
-                let (name, newname) = (names.entry()?, names.entry()?);
-                names.end()?;
-                if flags & !(libc::RENAME_NOREPLACE | libc::RENAME_EXCHANGE | libc::RENAME_WHITEOUT) != 0 {
-                    return Err(Error::Errno(libc::EINVAL));
-                }
-                fs.rename(cx, node, name, newdir, newname, flags)?;
-                self.empty()
-            }
-            Link => {
-                let args: LinkIn = self.arguments()?;
-                let name = names.entry()?;
-                names.end()?;
-                self.reply(&fs.link(cx, args.oldnodeid, node, name)?)
-            }
-
-            Open => {
-                let args: OpenIn = self.arguments()?;
-                self.reply(&fs.open(cx, node, args.flags, args.open_flags & bits::OPEN_KILL_SUIDGID != 0)?)
-            }
-            Read => {
-                let args: ReadIn = self.arguments()?;
-                let len = self.limit(args.size)?;
-                let out = self.message.put_segments(HEADER, len).map_err(|_| NO_ROOM)?;
-                let len = fs.read(cx, node, &args, out)?;
-                self.close(len)
-            }
-            Write => {
-                let args: WriteIn = self.arguments()?;
-                let data = self.message.take_segments(args.size as usize).map_err(|_| Error::Errno(libc::EINVAL))?;
-                let size = fs.write(cx, node, &args, data)? as u32;
-                self.reply(&WriteOut { size, padding: 0 })
-            }
-            Flush => { fs.flush(cx, node, &self.arguments()?)?; self.empty() }
-            Release => { *closing = fs.release(cx, node, &self.arguments()?)?; self.empty() }
-            Fsync => {
-                let args: FsyncIn = self.arguments()?;
-                fs.fsync(cx, node, args.fh, args.fsync_flags & bits::FSYNC_FDATASYNC != 0)?;
-                self.empty()
-            }
-            Fallocate => { fs.fallocate(cx, node, &self.arguments()?)?; self.empty() }
-            Lseek => {
-                let args: LseekIn = self.arguments()?;
-                if !matches!(args.whence as i32, libc::SEEK_DATA | libc::SEEK_HOLE) {
-                    return Err(Error::Errno(libc::EINVAL));
-                }
-                self.reply(&LseekOut { offset: fs.lseek(cx, node, args.fh, args.offset, args.whence)? })
-            }
-            CopyFileRange => {
-                let mut args: CopyFileRangeIn = self.arguments()?;
-                args.len = args.len.min(LARGEST_COPY);
-                let size = fs.copy_file_range(cx, node, &args)?.min(args.len) as u32;
-                self.reply(&WriteOut { size, padding: 0 })
-            }
-            CopyFileRange64 => {
-                let args: CopyFileRangeIn = self.arguments()?;
-                self.reply(&CopyFileRangeOut { bytes_copied: fs.copy_file_range(cx, node, &args)?.min(args.len) })
-            }
-            Ioctl => self.ioctl(fs, request, reply),
-
-            Opendir => { let args: OpenIn = self.arguments()?; self.reply(&fs.opendir(cx, node, args.flags)?) }
-            Readdir | Readdirplus => {
-                let args: ReadIn = self.arguments()?;
-                entries.restart(self.limit(args.size)?);
-                fs.readdir(cx, node, args.fh, args.offset, self.row.opcode == Readdirplus, entries)?;
-                self.bytes(entries.as_bytes())
-            }
-            Releasedir => { *closing = fs.releasedir(cx, node, &self.arguments()?)?; self.empty() }
-            Fsyncdir => {
-                let args: FsyncIn = self.arguments()?;
-                fs.fsyncdir(cx, node, args.fh, args.fsync_flags & bits::FSYNC_FDATASYNC != 0)?;
-                self.empty()
-            }
-            Statfs => self.reply(&fs.statfs(cx, node)?),
-            Syncfs => { fs.syncfs(cx, node)?; self.empty() }
-
-            Setxattr => self.setxattr(fs, request),
-            Getxattr | Listxattr => {
-                let args: GetxattrIn = self.arguments()?;
-                reply.resize((args.size as usize).min(XATTR_MAX), 0);
-                let size = if self.row.opcode == Getxattr {
-                    let name = names.xattr()?;
-                    names.end()?;
-                    fs.getxattr(cx, node, name, reply)?
-                } else {
-                    fs.listxattr(cx, node, reply)?
-                };
-                if args.size == 0 {
-                    return self.reply(&GetxattrOut { size: size as u32, padding: 0 });
-                }
-                self.bytes(reply.get(..size).ok_or(Error::Errno(libc::EIO))?)
-            }
-            Removexattr => { let name = names.xattr()?; names.end()?; fs.removexattr(cx, node, name)?; self.empty() }
-
-            Getlk => self.reply(&LkOut { lk: fs.getlk(cx, node, &self.arguments()?)? }),
-            Setlk => { fs.setlk(cx, node, &self.arguments()?)?; self.empty() }
-            Setupmapping => { fs.setupmapping(cx, node, &self.arguments()?)?; self.empty() }
-            Removemapping => self.removemapping(fs),
-        }
-    }
-
-    fn ioctl(&mut self, fs: &dyn FileSystem, request: &mut Vec<u8>, reply: &mut Vec<u8>) -> Result<usize> {
-        let args: IoctlIn = self.arguments()?;
-        self.take_into(args.in_size as usize, request)?;
-        reply.clear();
-        let result = fs.ioctl(&self.cx, self.header.nodeid, &args, request, reply)?;
-        if reply.len() > args.out_size as usize {
-            return Err(Error::Errno(libc::EINVAL));
-        }
-        let out = IoctlOut { result, ..IoctlOut::default() };
-        self.message.put(HEADER, out.as_bytes()).map_err(|_| NO_ROOM)?;
-        self.message.put(HEADER + size_of::<IoctlOut>(), reply).map_err(|_| NO_ROOM)?;
-        self.close(size_of::<IoctlOut>() + reply.len())
-    }
-
-    fn setxattr(&mut self, fs: &dyn FileSystem, request: &mut Vec<u8>) -> Result<usize> {
-        let args: SetxattrInCompat = self.arguments()?;
-        let mut kill_sgid = false;
-        if self.server.has(init::SETXATTR_EXT) {
-            let [flags, _padding]: [u32; 2] = self.take()?;
-            kill_sgid = flags & bits::SETXATTR_ACL_KILL_SGID != 0;
-        }
-        if args.size as usize > XATTR_MAX {
-            return Err(Error::Errno(libc::E2BIG));
-        }
-        self.take_into(self.message.remaining(), request)?;
-        let name = Names::new(request).xattr()?;
-        let value = request.get(name.to_bytes_with_nul().len()..).unwrap_or(&[]);
-        if value.len() != args.size as usize {
-            return self.server.malformed();
-        }
-        fs.setxattr(&self.cx, self.header.nodeid, name, value, args.flags, kill_sgid)?;
-        self.empty()
-    }
-
-    fn batch_forget(&mut self, fs: &dyn FileSystem) -> Result<usize> {
-        let args: BatchForgetIn = self.arguments()?;
-        for _ in 0..args.count {
-            let one: ForgetOne = self.take()?;
-            fs.forget(one.nodeid, one.nlookup);
-        }
-        Ok(0)
-    }
-
-    fn removemapping(&mut self, fs: &dyn FileSystem) -> Result<usize> {
-        let args: RemovemappingIn = self.arguments()?;
-        let mut ranges = Vec::new();
-        if args.count as usize > self.message.remaining() / size_of::<RemovemappingOne>() {
-            return self.server.malformed();
-        }
-        for _ in 0..args.count {
-            ranges.push(self.take()?);
-        }
-        fs.removemapping(&self.cx, self.header.nodeid, &ranges)?;
-        self.empty()
-    }
-
-    /// The request's argument struct.
-    fn arguments<T: FromBytes>(&self) -> Result<T> {
-        T::read_from_prefix(self.arguments).map(|(value, _)| value).map_err(|_| Error::Errno(libc::EINVAL))
-    }
-
-    /// The next struct of the message.
-    fn take<T: FromBytes + IntoBytes>(&mut self) -> Result<T> {
-        let mut value = T::new_zeroed();
-        match self.message.take(value.as_mut_bytes()) {
-            Ok(()) => Ok(value),
-            Err(Malformed) => self.server.malformed(),
-        }
-    }
-
-    fn take_into(&mut self, len: usize, into: &mut Vec<u8>) -> Result<()> {
-        if len > REST_MAX {
-            return self.server.malformed();
-        }
-        into.resize(len, 0);
-        self.message.take(into).or_else(|_| self.server.malformed())
-    }
-
-    /// Splits what lies behind the arguments into names and extensions.
-    fn creation<'r>(&self, umask: u32, rest: &'r [u8]) -> Result<(Creation<'r>, Names<'r>)> {
-        let extensions = usize::from(self.header.total_extlen) * 8;
-        let Some((names, extensions)) = rest.len().checked_sub(extensions).and_then(|at| rest.split_at_checked(at))
-        else {
-            return self.server.malformed();
-        };
-        // Without DONT_MASK the guest has applied the umask to the mode already.
-        let umask = if self.server.has(init::DONT_MASK) { umask & 0o777 } else { 0 };
-        match Creation::parse(umask, extensions) {
-            Ok(new) => Ok((new, Names::new(names))),
-            Err(Malformed) => self.server.malformed(),
-        }
-    }
-
-    /// How many bytes a variable reply may have: what was asked for, as far as there is room.
-    fn limit(&self, asked: u32) -> Result<usize> {
-        let room = self.message.room().checked_sub(HEADER).ok_or(NO_ROOM)?;
-        Ok(room.min(asked as usize))
-    }
-
-    /// A reply of the header alone.
-    fn empty(&mut self) -> Result<usize> {
-        self.close(0)
-    }
-
-    /// A reply of one struct.
-    fn reply<T: IntoBytes + Immutable>(&mut self, value: &T) -> Result<usize> {
-        let len = HEADER + size_of::<T>();
-        let mut bytes = [0u8; HEADER + size_of::<StatxOut>()];
-        let Some(bytes) = bytes.get_mut(..len) else { return Err(Error::Errno(libc::EIO)) };
-        let (head, body) = bytes.split_at_mut(HEADER);
-        head.copy_from_slice(self.out_header(len).as_bytes());
-        body.copy_from_slice(value.as_bytes());
-        self.message.put(0, bytes).map_err(|_| NO_ROOM)?;
-        Ok(len)
-    }
-
-    /// A reply of as many bytes as there are.
-    fn bytes(&mut self, bytes: &[u8]) -> Result<usize> {
-        self.message.put(HEADER, bytes).map_err(|_| NO_ROOM)?;
-        self.close(bytes.len())
-    }
-
-    /// Puts the header before a body of `len` bytes that was already written.
-    fn close(&mut self, len: usize) -> Result<usize> {
-        let len = HEADER + len;
-        self.message.put(0, self.out_header(len).as_bytes()).map_err(|_| NO_ROOM)?;
-        Ok(len)
-    }
-
-    fn out_header(&self, len: usize) -> OutHeader {
-        OutHeader { len: len as u32, error: 0, unique: self.header.unique }
-    }
-}
-
-/// The guest gave less room than the reply needs.
-const NO_ROOM: Error = Error::Errno(libc::EIO);
-/// The reply of COPY_FILE_RANGE counts in 32 bits; this is the most that one read(2) or write(2) moves.
-const LARGEST_COPY: u64 = 0x7fff_f000;
-
-/// Reply of CREATE and TMPFILE.
-#[derive(IntoBytes, Immutable)]
-#[repr(C)]
-struct Created {
-    entry: EntryOut,
-    open: OpenOut,
 }
