@@ -9,7 +9,7 @@ mod session;
 mod vring;
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -80,6 +80,8 @@ struct Shared {
     connected: AtomicBool,
     ended: Mutex<bool>,
     ends: Condvar,
+    /// Signalled once at the end and never drained.
+    over: Event,
 }
 
 impl Daemon {
@@ -93,6 +95,7 @@ impl Daemon {
             connected: AtomicBool::new(false),
             ended: Mutex::new(false),
             ends: Condvar::new(),
+            over: Event::new()?,
         });
         if let Source::Listening(listener) = &source {
             listener.set_nonblocking(true)?;
@@ -102,6 +105,7 @@ impl Daemon {
             theirs.serve(source, &config);
             *theirs.ended.lock() = true;
             theirs.ends.notify_all();
+            theirs.over.signal();
         })?;
         Ok(Daemon { shared, thread: Mutex::new(Some(thread)) })
     }
@@ -139,6 +143,13 @@ impl Daemon {
             connections: self.shared.connections.load(Ordering::Relaxed),
             connected: self.shared.connected.load(Ordering::Relaxed),
         }
+    }
+}
+
+/// The descriptor becomes readable when the daemon has ended, and stays so.
+impl AsFd for Daemon {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.shared.over.as_fd()
     }
 }
 
