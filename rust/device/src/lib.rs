@@ -5,6 +5,7 @@
 
 mod completer;
 pub mod identity;
+mod parking;
 mod pool;
 mod request;
 pub mod vhost_user;

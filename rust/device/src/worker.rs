@@ -9,6 +9,7 @@ use virtiofs_fuse::{Outcome, Scratch, Server};
 use virtiofs_virtqueue::{Available, Event, Memory, Popped, RingError, SharedMemory, Waiter};
 
 use crate::completer::Completer;
+use crate::parking::{Parking, park};
 use crate::pool::Pool;
 use crate::request::Request;
 
@@ -24,6 +25,7 @@ pub(crate) struct Worker {
     completer: Arc<Completer>,
     server: Arc<Server>,
     pool: Arc<Pool>,
+    parking: Arc<Parking>,
 }
 
 #[derive(Debug)]
@@ -64,12 +66,12 @@ impl Running {
     pub(crate) fn start(
         name: String,
         available: Available,
-        completer: Completer,
+        completer: Arc<Completer>,
         kick: Event,
+        parking: &Arc<Parking>,
         with: &Surroundings,
     ) -> io::Result<Running> {
         let control = Arc::new(Control { event: Event::new()?, stop: AtomicBool::new(false) });
-        let completer = Arc::new(completer);
         let mut worker = Worker {
             available,
             waiter: Waiter::new(kick, &control.event)?,
@@ -78,6 +80,7 @@ impl Running {
             completer: Arc::clone(&completer),
             server: Arc::clone(&with.server),
             pool: Arc::clone(&with.pool),
+            parking: Arc::clone(parking),
         };
         let thread = thread::Builder::new().name(name).spawn(move || {
             worker.run();
@@ -179,6 +182,7 @@ impl Worker {
                         self.completer.complete(request.0.head(), len);
                         batch += 1;
                     }
+                    Outcome::Later(pending) => park(&self.parking, &self.server, std::mem::take(request), pending),
                     Outcome::WouldBlock => self.offload(std::mem::take(request), scratch),
                 },
             }
@@ -196,15 +200,16 @@ impl Worker {
         request.0.rewind();
         self.completer.leave();
         let (server, completer) = (Arc::clone(&self.server), Arc::clone(&self.completer));
+        let parking = Arc::clone(&self.parking);
         let job = move |scratch: &mut Scratch| {
-            let len = match server.handle(&mut request, scratch, true) {
-                Outcome::Done(len) => len,
-                Outcome::WouldBlock => 0,
-            };
-            completer.complete(request.0.head(), len);
+            match server.handle(&mut request, scratch, true) {
+                Outcome::Done(len) => completer.complete(request.0.head(), len),
+                Outcome::Later(pending) => park(&parking, &server, request, pending),
+                // It was told that it may wait.
+                Outcome::WouldBlock => completer.complete(request.0.head(), 0),
+            }
             completer.call();
             scratch.finish();
-            drop(request);
             completer.arrive();
         };
         self.pool.run(Box::new(job), scratch);

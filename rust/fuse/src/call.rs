@@ -24,7 +24,7 @@ impl Call<'_> {
         use Opcode::*;
         let (server, node) = (self.server, self.header.nodeid);
         let (fs, cx) = (&*server.fs, &self.cx.clone());
-        let Scratch { request, reply, entries, closing } = scratch;
+        let Scratch { request, reply, entries, closing, waiting } = scratch;
         let mut names = Names::new(request);
         match self.row.opcode {
             Init => server.init(self),
@@ -32,7 +32,7 @@ impl Call<'_> {
             Forget => { let args: ForgetIn = self.arguments()?; fs.forget(node, args.nlookup); Ok(0) }
             BatchForget => self.batch_forget(fs),
             Interrupt | NotifyReply => Ok(0),
-            Poll | Bmap | Setlkw => Err(Lacking.into()),
+            Poll | Bmap => Err(Lacking.into()),
 
             Lookup => { let name = names.entry()?; names.end()?; self.reply(&fs.lookup(cx, node, name)?) }
             Getattr => {
@@ -191,6 +191,10 @@ impl Call<'_> {
 
             Getlk => self.reply(&LkOut { lk: fs.getlk(cx, node, &self.arguments()?)? }),
             Setlk => { fs.setlk(cx, node, &self.arguments()?)?; self.empty() }
+            Setlkw => match fs.setlkw(cx, node, &self.arguments()?)? {
+                None => self.empty(),
+                Some(wait) => { *waiting = Some(wait); Ok(0) }
+            },
             Setupmapping => { fs.setupmapping(cx, node, &self.arguments()?)?; self.empty() }
             Removemapping => self.removemapping(fs),
         }

@@ -21,6 +21,14 @@ pub struct Context {
     pub may_block: bool,
 }
 
+/// A number by which a file system knows an operation that waits for another guest or a process of the host, not for a disk: no
+/// thread waits with it, and it may last for ever.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Wait(pub u64);
+
+/// What is to be done when a [`Wait`] is over. Dropping it instead means that the session is over and nobody waits any more.
+pub type Settle = Box<dyn FnOnce(Result<()>) + Send>;
+
 fn lacks<T>() -> Result<T> {
     Err(Error::Errno(libc::EOPNOTSUPP))
 }
@@ -265,6 +273,15 @@ pub trait FileSystem: Send + Sync {
     fn setlk(&self, cx: &Context, node: u64, args: &LkIn) -> Result<()> {
         lacks()
     }
+
+    /// Sets a lock, and waits for it where another is in the way: then the answer is a [`Wait`], for which
+    /// [`FileSystem::settle`] is called at once.
+    fn setlkw(&self, cx: &Context, node: u64, args: &LkIn) -> Result<Option<Wait>> {
+        lacks()
+    }
+
+    /// Says what to do when `wait` is over; it may be already.
+    fn settle(&self, wait: Wait, then: Settle) {}
 
     /// Maps a range of a file into the DAX window.
     fn setupmapping(&self, cx: &Context, node: u64, args: &SetupmappingIn) -> Result<()> {

@@ -11,7 +11,9 @@ use zerocopy::{FromZeros, IntoBytes};
 use crate::call::Call;
 use crate::op::{Opcode, Operation, ReplyForm};
 use crate::wire::*;
-use crate::{Context, DirBuffer, Error, FileSystem, Limits, Malformed, Message, Metrics, Negotiated, Result};
+use crate::{
+    Context, DirBuffer, Error, FileSystem, Limits, Malformed, Message, Metrics, Negotiated, Result, Settle, Wait,
+};
 
 pub(crate) const HEADER: usize = size_of::<OutHeader>();
 /// The longest struct behind a request header.
@@ -25,8 +27,17 @@ pub(crate) const REST_MAX: usize = 2 * XATTR_MAX;
 pub enum Outcome {
     /// So many bytes of reply were written; 0 where the operation has none or no header has room.
     Done(usize),
+    /// The reply comes when this wait is over: keep the message, and give it to [`Server::settle`].
+    Later(Pending),
     /// Nothing was done: handle the message again, from its start, where waiting is allowed.
     WouldBlock,
+}
+
+/// A request whose reply comes later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pending {
+    wait: Wait,
+    unique: u64,
 }
 
 /// Buffers of one thread, kept from one message to the next so that no request allocates.
@@ -36,6 +47,7 @@ pub struct Scratch {
     pub(crate) reply: Vec<u8>,
     pub(crate) entries: DirBuffer,
     pub(crate) closing: Option<OwnedFd>,
+    pub(crate) waiting: Option<Wait>,
 }
 
 impl Scratch {
@@ -101,6 +113,23 @@ impl Server {
         }
     }
 
+    /// Calls `then` when the wait of `pending` is over, or drops it if the session is over first. `then` gives the message to
+    /// [`Server::answer`].
+    pub fn settle(&self, pending: Pending, then: Settle) {
+        self.fs.settle(pending.wait, then);
+    }
+
+    /// Writes the reply of a request that waited, and answers its length.
+    pub fn answer(&self, message: &mut dyn Message, pending: Pending, result: Result<()>) -> usize {
+        match result {
+            Ok(()) => {
+                let header = OutHeader { len: HEADER as u32, error: 0, unique: pending.unique };
+                if message.put(0, header.as_bytes()).is_ok() { HEADER } else { 0 }
+            }
+            Err(error) => error_reply(message, pending.unique, error),
+        }
+    }
+
     /// Handles one message. Whatever the guest put in it, this returns; a panic of a handler is an EIO for this request alone.
     pub fn handle(&self, message: &mut dyn Message, scratch: &mut Scratch, may_block: bool) -> Outcome {
         let mut header = InHeader::new_zeroed();
@@ -116,6 +145,9 @@ impl Server {
         let row = Operation::by_number(header.opcode);
         if let (Some(row), true) = (row, result != Err(Error::WouldBlock)) {
             self.metrics.request(row.opcode, result.is_err());
+        }
+        if let Some(wait) = scratch.waiting.take() {
+            return Outcome::Later(Pending { wait, unique: header.unique });
         }
         match (result, row) {
             (Err(Error::WouldBlock), _) if !may_block => Outcome::WouldBlock,

@@ -1,11 +1,13 @@
 //! One queue, as the VMM sets it up piece by piece.
 
 use std::io;
+use std::sync::Arc;
 
 use virtiofs_virtqueue::{Event, Memory, RingConfig, split};
 
 use crate::completer::Completer;
 use crate::identity::{EVENT_IDX, QUEUE_SIZE_MAX};
+use crate::parking::Parking;
 use crate::worker::{Running, Surroundings};
 
 /// Where a ring lies, by addresses of the VMM's own address space.
@@ -27,6 +29,9 @@ pub(super) struct Vring {
     /// The call while the queue does not run; then the completer has it.
     call: Option<Event>,
     running: Option<Running>,
+    parking: Arc<Parking>,
+    /// Where the queue stood when it was stopped: going on from there, it still knows the requests that wait.
+    stopped_at: Option<u16>,
 }
 
 impl Vring {
@@ -88,9 +93,11 @@ impl Vring {
         let config = self.config(addresses, features, &memory)?;
         let (available, used) = split(config, &memory).map_err(io::Error::other)?;
         let Some(kick) = self.kick.take() else { return Ok(()) };
-        let completer = Completer::new(&with.memory, used, self.call.take());
+        let completer = Arc::new(Completer::new(&with.memory, used, self.call.take()));
+        self.parking.open(Arc::clone(&completer), self.stopped_at == Some(self.base));
         tracing::debug!(index, size = self.size, next = self.base, "queue starts");
-        self.running = Some(Running::start(format!("virtiofs-q{index}"), available, completer, kick, with)?);
+        let name = format!("virtiofs-q{index}");
+        self.running = Some(Running::start(name, available, completer, kick, &self.parking, with)?);
         Ok(())
     }
 
@@ -112,8 +119,10 @@ impl Vring {
 
     /// Stops the queue where it is, so that it can start again from there.
     pub(super) fn halt(&mut self) {
+        self.parking.close();
         if let Some(stopped) = self.running.take().and_then(Running::stop) {
             (self.base, self.kick, self.call) = (stopped.next_avail, Some(stopped.kick), stopped.call);
+            self.stopped_at = Some(stopped.next_avail);
         }
     }
 

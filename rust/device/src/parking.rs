@@ -1,0 +1,84 @@
+//! Requests that wait for another guest or a process of the host: a lock that somebody else holds.
+//!
+//! Such a wait may last for ever, so it costs its descriptors and no thread. It outlives a pause of the queue: what is settled while
+//! the queue stands still is completed when it goes on. When the queue starts from another place instead, the guest was
+//! reset and has no such requests any more.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use virtiofs_fuse::{Pending, Result, Server};
+
+use crate::completer::Completer;
+use crate::request::Request;
+
+/// The requests of one queue that wait.
+#[derive(Debug, Default)]
+pub(crate) struct Parking(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    /// Counts resets of the queue.
+    era: u64,
+    completer: Option<Arc<Completer>>,
+    /// Settled while the queue stood still.
+    settled: Vec<Settled>,
+}
+
+#[derive(Debug)]
+struct Settled {
+    server: Arc<Server>,
+    request: Request,
+    pending: Pending,
+    result: Result<()>,
+}
+
+/// Keeps `request` until its wait is over, and completes it then.
+pub(crate) fn park(parking: &Arc<Parking>, server: &Arc<Server>, request: Request, pending: Pending) {
+    let era = parking.0.lock().era;
+    let (parking, theirs) = (Arc::clone(parking), Arc::clone(server));
+    server.settle(
+        pending,
+        Box::new(move |result| parking.settle(era, Settled { server: theirs, request, pending, result })),
+    );
+}
+
+impl Parking {
+    /// The queue runs, either on from where it stopped or anew.
+    pub(crate) fn open(&self, completer: Arc<Completer>, goes_on: bool) {
+        let mut state = self.0.lock();
+        if !goes_on {
+            state.era += 1;
+            state.settled.clear();
+        }
+        for settled in std::mem::take(&mut state.settled) {
+            settled.complete(&completer);
+        }
+        state.completer = Some(completer);
+    }
+
+    /// The queue stands still.
+    pub(crate) fn close(&self) {
+        self.0.lock().completer = None;
+    }
+
+    fn settle(&self, era: u64, settled: Settled) {
+        let mut state = self.0.lock();
+        if state.era != era {
+            return;
+        }
+        match &state.completer {
+            // Under the lock: the queue cannot stop in between.
+            Some(completer) => settled.complete(completer),
+            None => state.settled.push(settled),
+        }
+    }
+}
+
+impl Settled {
+    fn complete(mut self, completer: &Completer) {
+        let len = self.server.answer(&mut self.request, self.pending, self.result);
+        completer.complete(self.request.0.head(), len);
+        completer.call();
+    }
+}
