@@ -1,0 +1,477 @@
+//! A FUSE session over the rings: negotiation, numbers, one call per request.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+
+use parking_lot::{Mutex, RwLock};
+use virtiofs_fuse::Opcode;
+use virtiofs_fuse::wire::{InHeader, InitIn, InitInCompat, InitOut, KERNEL_VERSION, init};
+use zerocopy::{FromBytes, FromZeros, IntoBytes};
+
+use crate::channel::{Channel, Outgoing};
+use crate::check::OUT_HEADER;
+use crate::connection::Connection;
+use crate::memory::{Memory, PAGE, Region};
+use crate::ring::{ARGS_MAX, Layout, REPLY_MAX, Ring};
+use crate::signal::{Bell, Line, Waiter};
+use crate::transport::{Config, Queue, Transport, feature};
+use crate::vhost_user::VhostUser;
+use crate::{Error, Options, Result};
+
+/// Bytes of INIT's reply before minor 23.
+const INIT_OUT_OLD: usize = 24;
+/// Pages of a request when MAX_PAGES was not negotiated.
+const DEFAULT_PAGES: u16 = 32;
+
+/// What INIT settled.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Session {
+    /// The smaller of both sides' minor versions.
+    pub minor: u32,
+    /// INIT flags of the reply, bits 32.. from `flags2`.
+    pub flags: u64,
+    /// Largest WRITE and READ, in bytes, by the server's and our own bounds.
+    pub max_io: usize,
+    /// The reply as it came.
+    pub reply: InitOut,
+}
+
+/// The answer to a request that was sent as raw bytes.
+#[derive(Clone, Debug)]
+pub struct RawReply {
+    /// Length that the device reported in the used ring.
+    pub used: u32,
+    /// As many bytes of the reply, header included, as `used` says and as there was room for.
+    pub bytes: Vec<u8>,
+}
+
+/// One request for [`Client::raw`].
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RawRequest<'a> {
+    /// Any number.
+    pub opcode: u32,
+    /// Any node.
+    pub nodeid: u64,
+    /// What follows the header: arguments and names.
+    pub body: &'a [&'a [u8]],
+    /// What follows that, in data pages.
+    pub data: &'a [u8],
+    /// Room for the reply behind its header, in bytes; `None`: no writable descriptor at all.
+    pub room: Option<usize>,
+    /// `total_extlen` of the header.
+    pub extlen: u16,
+    /// Send it on the hiprio queue.
+    pub hiprio: bool,
+    /// Number of the request, or `None` for the next one.
+    pub unique: Option<u64>,
+}
+
+/// A FUSE client over virtqueues. All methods may be called from several threads at once; each blocks until its reply is here, at most
+/// for `Options::timeout`.
+#[derive(Debug)]
+pub struct Client {
+    memory: Arc<Memory>,
+    transport: Mutex<Box<dyn Transport>>,
+    hiprio: Channel,
+    requests: Vec<Channel>,
+    /// Data pages of a slot.
+    pages: usize,
+    lines: Vec<(Line, Arc<std::os::fd::OwnedFd>)>,
+    features: u64,
+    config: Option<Config>,
+    peer: Option<u32>,
+    pub(crate) options: Options,
+    session: RwLock<Session>,
+    unique: AtomicU64,
+    turn: AtomicUsize,
+    caller: [AtomicU32; 3],
+    open: AtomicBool,
+}
+
+impl std::fmt::Debug for dyn Transport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Transport")
+    }
+}
+
+impl Client {
+    /// Connects to the vhost-user socket at `socket`, sets memory and queues up, and opens a FUSE session.
+    pub fn connect(socket: &Path, options: Options) -> Result<Client> {
+        let connection = Connection::connect(socket, options.connect_timeout, options.timeout)?;
+        Client::over_connection(connection, options)
+    }
+
+    /// The same over a connection that is there already.
+    pub fn over_connection(connection: Connection, options: Options) -> Result<Client> {
+        let transport = VhostUser::new(connection, options.without_protocol_features, options.config_by_bytes)?;
+        Client::over(Box::new(transport), options)
+    }
+
+    /// The same over any transport.
+    pub fn over(mut transport: Box<dyn Transport>, options: Options) -> Result<Client> {
+        let offered = transport.features()?;
+        let mut wanted = feature::VERSION_1;
+        wanted |= if options.indirect { feature::INDIRECT_DESC } else { 0 };
+        wanted |= if options.event_idx { feature::EVENT_IDX } else { 0 };
+        let features = offered & wanted;
+        if features & feature::VERSION_1 == 0 {
+            return Err(Error::Protocol(format!("the device offers no VIRTIO_F_VERSION_1 (features {offered:#x})")));
+        }
+        let limit = transport.queue_limit()?.map_or(u64::MAX, |queues| queues.saturating_sub(1));
+        let config = transport.config()?;
+        let of_device = limit.min(config.as_ref().map_or(u64::MAX, |config| u64::from(config.request_queues)));
+        let queues = options.request_queues.min(u16::try_from(of_device).unwrap_or(u16::MAX)).max(1);
+
+        let layouts = layouts(&options, features, queues)?;
+        let pages: usize = layouts.iter().map(Layout::memory).sum();
+        let memory = Arc::new(Memory::new((pages + pages / 8 + 64) * PAGE, usize::from(options.regions))?);
+        let of_slot = layouts.last().map_or(0, |layout| layout.pages);
+        let mut channels = Vec::new();
+        let mut lines = Vec::new();
+        for layout in layouts {
+            let ring = Ring::new(&memory, layout, options.strict)?;
+            let call = Line::new(options.pipes)?;
+            lines.push((Line::new(options.pipes)?, Arc::clone(&call.raise)));
+            channels.push(Channel::new(ring, Waiter::new(call, transport.life())?, options.timeout, options.polling));
+        }
+        let hiprio = channels.remove(0);
+        let peer = transport.peer();
+        let caller = [options.uid, options.gid, options.pid].map(AtomicU32::new);
+        let client = Client {
+            memory,
+            transport: Mutex::new(transport),
+            hiprio,
+            requests: channels,
+            pages: of_slot,
+            lines,
+            features,
+            config,
+            peer,
+            options,
+            session: RwLock::default(),
+            unique: AtomicU64::new(2),
+            turn: AtomicUsize::new(0),
+            caller,
+            open: AtomicBool::new(false),
+        };
+        client.start()?;
+        if client.options.init {
+            client.init()?;
+        }
+        Ok(client)
+    }
+
+    fn start(&self) -> Result<()> {
+        let mut queues = Vec::new();
+        for (index, (channel, (kick, call))) in self.channels().zip(&self.lines).enumerate() {
+            let inner = channel.lock();
+            let at = |offset| self.memory.address(offset);
+            queues.push(Queue {
+                index: index as u16,
+                size: inner.ring.layout.size,
+                descriptors: at(inner.ring.descriptors),
+                available: at(inner.ring.avail),
+                used: at(inner.ring.used),
+                base: inner.ring.base(),
+                kick: (Arc::clone(&kick.wait), Arc::clone(&kick.raise)),
+                call: Arc::clone(call),
+            });
+        }
+        let mut transport = self.transport.lock();
+        transport.start(self.features, &self.memory, &queues)?;
+        for (channel, queue) in self.channels().zip(&queues) {
+            let bell = transport.bell(queue.index).unwrap_or_else(|| Bell::Fd(Arc::clone(&queue.kick.1)));
+            channel.lock().ring.connect(bell);
+        }
+        Ok(())
+    }
+
+    fn channels(&self) -> impl Iterator<Item = &Channel> {
+        std::iter::once(&self.hiprio).chain(&self.requests)
+    }
+
+    /// Opens a FUSE session. The first reply of a server; done by `connect` unless `Options::init` is off.
+    pub fn init(&self) -> Result<Session> {
+        let offered = self.options.init_flags;
+        let extended = offered & init::INIT_EXT != 0 && self.options.minor >= 36;
+        let long = InitIn {
+            major: KERNEL_VERSION,
+            minor: self.options.minor,
+            max_readahead: 128 << 10,
+            flags: offered as u32,
+            flags2: if extended { (offered >> 32) as u32 } else { 0 },
+            unused: [0; 11],
+        };
+        let short =
+            InitInCompat { major: long.major, minor: long.minor, max_readahead: long.max_readahead, flags: long.flags };
+        let body = if self.options.minor >= 36 { long.as_bytes() } else { short.as_bytes() };
+        let reply = self.call(Opcode::Init, 0, &[body], &[], size_of::<InitOut>(), 0)?;
+        if reply.len() != size_of::<InitOut>() && reply.len() != INIT_OUT_OLD {
+            return Err(Error::Protocol(format!("INIT was answered with {} bytes", reply.len())));
+        }
+        let mut out = InitOut::new_zeroed();
+        out.as_mut_bytes().iter_mut().zip(&reply).for_each(|(to, from)| *to = *from);
+        if out.major != KERNEL_VERSION {
+            return Err(Error::Protocol(format!("the server speaks FUSE {}.{}", out.major, out.minor)));
+        }
+        let mut flags = u64::from(out.flags);
+        flags |= if flags & init::INIT_EXT != 0 { u64::from(out.flags2) << 32 } else { 0 };
+        if flags & !offered & !init::INIT_EXT != 0 {
+            return Err(Error::Protocol(format!("INIT flags {:#x} were not offered", flags & !offered)));
+        }
+        let pages = if flags & init::MAX_PAGES != 0 { out.max_pages.max(1) } else { DEFAULT_PAGES };
+        let session = Session {
+            minor: out.minor.min(self.options.minor),
+            flags,
+            max_io: (usize::from(pages).min(self.pages) * PAGE).min((out.max_write as usize).max(PAGE)),
+            reply: out,
+        };
+        *self.session.write() = session;
+        self.open.store(true, Ordering::Release);
+        Ok(session)
+    }
+
+    /// Ends the session with DESTROY, as umount does.
+    pub fn destroy(&self) -> Result<()> {
+        self.open.store(false, Ordering::Release);
+        self.call(Opcode::Destroy, 0, &[], &[], 0, 0).map(drop)
+    }
+
+    /// Ends the session and stops the queues. Dropping the client does the same and keeps quiet about what went wrong.
+    pub fn close(&self) -> Result<()> {
+        if self.open.load(Ordering::Acquire) {
+            self.hiprio.drain()?;
+            self.destroy()?;
+        }
+        self.stop().map(drop)
+    }
+
+    /// Stops the queues; answers where in each available ring the device stood.
+    pub fn stop(&self) -> Result<Vec<u16>> {
+        self.transport.lock().stop()
+    }
+
+    /// What a guest does that reboots without a word: stops (or, with `by_reset`, resets) the device in the middle of whatever it
+    /// does, and starts over with empty rings and a new session.
+    pub fn reboot(&self, by_reset: bool) -> Result<()> {
+        let done = by_reset && self.transport.lock().reset()?;
+        if !done {
+            self.stop()?;
+        }
+        for (channel, (_, call)) in self.channels().zip(&self.lines) {
+            channel.reset(&Bell::Fd(Arc::clone(call)))?;
+        }
+        self.start()?;
+        if self.options.init { self.init().map(drop) } else { Ok(()) }
+    }
+
+    /// Adds `size` bytes of guest memory while the device runs, and tells it.
+    pub fn add_memory(&self, size: usize) -> Result<Region> {
+        let region = self.memory.grow(size)?;
+        self.transport.lock().add_region(&self.memory, &region)?;
+        Ok(region)
+    }
+
+    /// Sends a request with arguments of the caller's own making and takes whatever comes back, unchecked.
+    pub fn raw(&self, request: &RawRequest<'_>) -> Result<RawReply> {
+        let header = InHeader {
+            unique: request.unique.unwrap_or_else(|| self.number()),
+            total_extlen: request.extlen,
+            ..self.header(request.opcode, request.nodeid)
+        };
+        let room = request.room.unwrap_or(0);
+        let in_struct = room.min(REPLY_MAX);
+        let outgoing = Outgoing {
+            header,
+            args: request.body,
+            data: request.data,
+            reply: in_struct,
+            data_out: room - in_struct,
+            wants_reply: request.room.is_some(),
+            size_only: false,
+            wipe: true,
+        };
+        let channel = if request.hiprio { &self.hiprio } else { self.channel() };
+        channel.call(&outgoing, |ring, slot, used| {
+            let mut bytes = ring.reply_header(slot).to_vec();
+            ring.reply_bytes(slot, (used as usize).saturating_sub(OUT_HEADER).min(room), &mut bytes);
+            bytes.truncate(if request.room.is_some() { used as usize } else { 0 });
+            RawReply { used, bytes }
+        })
+    }
+
+    /// One request of an operation: `args` behind the header, `data` in pages, room for `reply` bytes of struct and `data_out` bytes of
+    /// data. Answers what came behind the reply header.
+    pub(crate) fn call(
+        &self,
+        opcode: Opcode,
+        nodeid: u64,
+        args: &[&[u8]],
+        data: &[u8],
+        reply: usize,
+        data_out: usize,
+    ) -> Result<Vec<u8>> {
+        self.call_with(self.header(opcode as u32, nodeid), args, data, reply, data_out, false)
+    }
+
+    pub(crate) fn call_with(
+        &self,
+        header: InHeader,
+        args: &[&[u8]],
+        data: &[u8],
+        reply: usize,
+        data_out: usize,
+        size_only: bool,
+    ) -> Result<Vec<u8>> {
+        let size: usize = args.iter().map(|part| part.len()).sum();
+        if size > ARGS_MAX {
+            return Err(Error::Errno(libc::ENAMETOOLONG));
+        }
+        let request = Outgoing { header, args, data, reply, data_out, wants_reply: true, size_only, wipe: false };
+        let result = self.channel().call(&request, |ring, slot, _| {
+            let len = ring.outcome(slot)?;
+            let mut bytes = Vec::new();
+            ring.reply_bytes(slot, len, &mut bytes);
+            Ok(bytes)
+        });
+        match result {
+            Ok(result) => result,
+            Err(error) => {
+                if matches!(error, Error::Timeout { .. } | Error::Io(_)) {
+                    // A device that did not answer will not answer DESTROY: dropping must not wait for it again.
+                    self.open.store(false, Ordering::Release);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// As [`Client::call`] for replies that are one struct.
+    pub(crate) fn ask<T: FromBytes>(&self, opcode: Opcode, nodeid: u64, args: &[&[u8]]) -> Result<T> {
+        parse(&self.call(opcode, nodeid, args, &[], size_of::<T>(), 0)?)
+    }
+
+    /// A request that nobody answers, on the hiprio queue.
+    pub(crate) fn post(&self, opcode: Opcode, nodeid: u64, args: &[&[u8]], data: &[u8]) -> Result<()> {
+        let header = InHeader { uid: 0, gid: 0, pid: 0, ..self.header(opcode as u32, nodeid) };
+        self.hiprio.post(&Outgoing { header, args, data, ..Outgoing::default() })
+    }
+
+    /// Waits until the server has taken all FORGETs.
+    pub fn settle(&self) -> Result<()> {
+        self.hiprio.drain()
+    }
+
+    pub(crate) fn header(&self, opcode: u32, nodeid: u64) -> InHeader {
+        let [uid, gid, pid] = [0, 1, 2].map(|i: usize| self.caller.get(i).map_or(0, |id| id.load(Ordering::Relaxed)));
+        InHeader { len: 0, opcode, unique: self.number(), nodeid, uid, gid, pid, total_extlen: 0, padding: 0 }
+    }
+
+    /// The next request's number: even, since bit 0 means an interrupt.
+    pub(crate) fn number(&self) -> u64 {
+        self.unique.fetch_add(2, Ordering::Relaxed)
+    }
+
+    fn channel(&self) -> &Channel {
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        self.requests.get(turn % self.requests.len()).unwrap_or(&self.hiprio)
+    }
+
+    /// The queue `index`: 0 is hiprio.
+    pub(crate) fn queue(&self, index: usize) -> Option<&Channel> {
+        self.channels().nth(index)
+    }
+
+    /// Who asks from now on: fsuid, fsgid, thread id.
+    pub fn set_caller(&self, uid: u32, gid: u32, pid: u32) {
+        for (id, value) in self.caller.iter().zip([uid, gid, pid]) {
+            id.store(value, Ordering::Relaxed);
+        }
+    }
+
+    /// What INIT settled.
+    pub fn session(&self) -> Session {
+        *self.session.read()
+    }
+
+    /// Whether a flag of INIT was accepted.
+    pub(crate) fn has(&self, flag: u64) -> bool {
+        self.session.read().flags & flag != 0
+    }
+
+    /// Request queues in use.
+    pub fn request_queues(&self) -> usize {
+        self.requests.len()
+    }
+
+    /// Virtio features in use.
+    pub fn features(&self) -> u64 {
+        self.features
+    }
+
+    /// The device's configuration space, if it can be read.
+    pub fn config(&self) -> Option<&Config> {
+        self.config.as_ref()
+    }
+
+    /// Process id of the daemon, if there is one.
+    pub fn peer(&self) -> Option<u32> {
+        self.peer
+    }
+
+    /// Guest memory.
+    pub fn memory(&self) -> &Arc<Memory> {
+        &self.memory
+    }
+
+    /// The settings.
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// Lends out the vhost-user socket, for messages of the caller's own making; `None` over another transport.
+    pub fn with_connection<T>(&self, with: impl FnOnce(&Connection) -> T) -> Option<T> {
+        self.transport.lock().connection().map(with)
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        if self.open.load(Ordering::Acquire) {
+            // Best effort: whoever wants to know calls `close`.
+            let _ = self.close();
+        }
+    }
+}
+
+pub(crate) fn parse<T: FromBytes>(bytes: &[u8]) -> Result<T> {
+    let too_short = || Error::Protocol(format!("a reply of {} bytes where {} were due", bytes.len(), size_of::<T>()));
+    T::read_from_prefix(bytes).map(|(value, _)| value).map_err(|_| too_short())
+}
+
+fn layouts(options: &Options, features: u64, queues: u16) -> Result<Vec<Layout>> {
+    if !options.queue_size.is_power_of_two() || options.queue_size > 1 << 15 {
+        return Err(Error::Protocol(format!("{} is no size of a ring", options.queue_size)));
+    }
+    let indirect = features & feature::INDIRECT_DESC != 0;
+    let layout = |slots: u16, pages: usize| {
+        let slots = slots.clamp(1, options.queue_size);
+        // Without indirect descriptors a slot is a part of the ring itself: as many as fit, at the size that fits.
+        let slots = if indirect { slots } else { slots.min(options.queue_size / 8).max(1) };
+        let fits = if indirect { pages } else { pages.min(usize::from(options.queue_size / slots).saturating_sub(5)) };
+        Layout {
+            size: options.queue_size,
+            slots: 1 << slots.ilog2(),
+            pages: fits,
+            indirect,
+            event_idx: features & feature::EVENT_IDX != 0,
+            contiguous: options.contiguous,
+            framing: options.framing,
+        }
+    };
+    // Room for one batch of FORGETs in the hiprio queue's slots.
+    let mut layouts = vec![layout(options.forgets_in_flight, 1)];
+    layouts.extend((0..queues).map(|_| layout(options.in_flight, usize::from(options.max_pages))));
+    Ok(layouts)
+}

@@ -1,0 +1,228 @@
+//! The vhost-user front-end: what QEMU does between a socket and a guest.
+
+use std::os::fd::{AsFd, BorrowedFd};
+
+use vhost::vhost_user::message::{
+    FrontendReq, VhostUserConfig, VhostUserConfigFlags, VhostUserMemory, VhostUserMemoryRegion,
+    VhostUserProtocolFeatures as Protocol, VhostUserSingleMemoryRegion, VhostUserVringAddr, VhostUserVringAddrFlags,
+    VhostUserVringState,
+};
+
+use crate::connection::{Connection, bytes};
+use crate::memory::{Memory, Region};
+use crate::transport::{Config, Queue, Transport, feature};
+use crate::{Error, Result};
+
+/// Protocol features that this front-end uses where the device has them.
+const WANTED: Protocol = Protocol::MQ
+    .union(Protocol::REPLY_ACK)
+    .union(Protocol::CONFIG)
+    .union(Protocol::RESET_DEVICE)
+    .union(Protocol::CONFIGURE_MEM_SLOTS);
+
+/// Regions that SET_MEM_TABLE takes (vhost-user, "Memory regions description").
+const TABLE_MAX: usize = 8;
+
+/// A device behind a vhost-user socket.
+#[derive(Debug)]
+pub struct VhostUser {
+    connection: Connection,
+    features: u64,
+    protocol: Protocol,
+    by_bytes: bool,
+    queues: Vec<u16>,
+}
+
+impl VhostUser {
+    /// Negotiates as far as QEMU does before its guest's driver looks at the device: features and protocol features (less those in
+    /// `without`), queue number, ownership.
+    pub fn new(mut connection: Connection, without: u64, config_by_bytes: bool) -> Result<VhostUser> {
+        let features = connection.ask_number(FrontendReq::GET_FEATURES)?;
+        let mut protocol = Protocol::empty();
+        if features & feature::PROTOCOL_FEATURES != 0 {
+            let offered = connection.ask_number(FrontendReq::GET_PROTOCOL_FEATURES)?;
+            protocol = Protocol::from_bits_truncate(offered & !without).intersection(WANTED);
+            connection.send(FrontendReq::SET_PROTOCOL_FEATURES as u32, 0, &protocol.bits().to_ne_bytes(), &[])?;
+            connection.acks = protocol.contains(Protocol::REPLY_ACK);
+        }
+        connection.tell(FrontendReq::SET_OWNER, &[], &[])?;
+        Ok(VhostUser { connection, features, protocol, by_bytes: config_by_bytes, queues: Vec::new() })
+    }
+
+    /// The protocol features in use.
+    pub fn protocol_features(&self) -> u64 {
+        self.protocol.bits()
+    }
+
+    fn has(&self, feature: Protocol) -> bool {
+        self.protocol.contains(feature)
+    }
+
+    fn read_config(&self, offset: usize, out: &mut [u8]) -> Result<()> {
+        let asked = VhostUserConfig::new(offset as u32, out.len() as u32, VhostUserConfigFlags::empty());
+        let mut payload = bytes(&asked).to_vec();
+        payload.resize(payload.len() + out.len(), 0);
+        let reply = self.connection.ask(FrontendReq::GET_CONFIG, &payload, &[])?;
+        match reply.payload.get(size_of::<VhostUserConfig>()..) {
+            Some(content) if content.len() == out.len() => {
+                out.copy_from_slice(content);
+                Ok(())
+            }
+            _ => Err(Error::Protocol(format!(
+                "{} bytes answer a GET_CONFIG of {} at {offset}",
+                reply.payload.len(),
+                out.len()
+            ))),
+        }
+    }
+
+    /// Sends the whole table of regions.
+    pub fn set_mem_table(&self, regions: &[Region]) -> Result<()> {
+        let mut payload = bytes(&VhostUserMemory::new(regions.len() as u32)).to_vec();
+        for region in regions {
+            payload.extend(bytes(&described(region)));
+        }
+        let fds: Vec<_> = regions.iter().map(Region::fd).collect();
+        self.connection.tell(FrontendReq::SET_MEM_TABLE, &payload, &fds)
+    }
+
+    fn single(&self, request: FrontendReq, region: &Region) -> Result<()> {
+        let one = VhostUserSingleMemoryRegion::new(region.address, region.size, region.host, region.file_offset);
+        self.connection.tell(request, bytes(&one), &[region.fd()])
+    }
+
+    fn vring(&self, request: FrontendReq, index: u16, number: u32) -> Result<()> {
+        self.connection.tell(request, bytes(&VhostUserVringState::new(u32::from(index), number)), &[])
+    }
+
+    fn vring_fd(&self, request: FrontendReq, index: u16, fd: BorrowedFd<'_>) -> Result<()> {
+        self.connection.tell(request, &u64::from(index).to_ne_bytes(), &[fd])
+    }
+
+    fn enable(&self, on: bool) -> Result<()> {
+        if self.features & feature::PROTOCOL_FEATURES != 0 {
+            for index in &self.queues {
+                self.vring(FrontendReq::SET_VRING_ENABLE, *index, u32::from(on))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn described(region: &Region) -> VhostUserMemoryRegion {
+    VhostUserMemoryRegion::new(region.address, region.size, region.host, region.file_offset)
+}
+
+impl Transport for VhostUser {
+    fn features(&mut self) -> Result<u64> {
+        Ok(self.features)
+    }
+
+    fn config(&mut self) -> Result<Option<Config>> {
+        if !self.has(Protocol::CONFIG) {
+            return Ok(None);
+        }
+        let mut space = [0; Config::SIZE];
+        let step = if self.by_bytes { 1 } else { Config::SIZE };
+        for (i, piece) in space.chunks_mut(step).enumerate() {
+            self.read_config(i * step, piece)?;
+        }
+        Ok(Some(Config::parse(&space)))
+    }
+
+    fn queue_limit(&mut self) -> Result<Option<u64>> {
+        match self.has(Protocol::MQ) {
+            true => self.connection.ask_number(FrontendReq::GET_QUEUE_NUM).map(Some),
+            false => Ok(None),
+        }
+    }
+
+    fn start(&mut self, features: u64, memory: &Memory, queues: &[Queue]) -> Result<()> {
+        let accepted = features | self.features & feature::PROTOCOL_FEATURES;
+        self.connection.tell(FrontendReq::SET_FEATURES, &accepted.to_ne_bytes(), &[])?;
+        let regions = memory.regions();
+        if self.has(Protocol::CONFIGURE_MEM_SLOTS) {
+            let slots = self.connection.ask_number(FrontendReq::GET_MAX_MEM_SLOTS)?;
+            if regions.len() as u64 > slots {
+                return Err(Error::Protocol(format!("the device takes {slots} memory regions, not {}", regions.len())));
+            }
+            regions.iter().try_for_each(|region| self.single(FrontendReq::ADD_MEM_REG, region))?;
+        } else if regions.len() > TABLE_MAX {
+            return Err(Error::Protocol(format!("{} memory regions do not fit into one message", regions.len())));
+        } else {
+            self.set_mem_table(&regions)?;
+        }
+        self.queues = queues.iter().map(|queue| queue.index).collect();
+        for queue in queues {
+            let host = |address| to_host(&regions, address);
+            let address = VhostUserVringAddr::new(
+                u32::from(queue.index),
+                VhostUserVringAddrFlags::empty(),
+                host(queue.descriptors),
+                host(queue.used),
+                host(queue.available),
+                0,
+            );
+            self.vring(FrontendReq::SET_VRING_NUM, queue.index, u32::from(queue.size))?;
+            self.vring(FrontendReq::SET_VRING_BASE, queue.index, u32::from(queue.base))?;
+            self.connection.tell(FrontendReq::SET_VRING_ADDR, bytes(&address), &[])?;
+            self.vring_fd(FrontendReq::SET_VRING_KICK, queue.index, queue.kick.0.as_fd())?;
+            self.vring_fd(FrontendReq::SET_VRING_CALL, queue.index, queue.call.as_fd())?;
+        }
+        self.enable(true)
+    }
+
+    fn add_region(&mut self, memory: &Memory, region: &Region) -> Result<()> {
+        match self.has(Protocol::CONFIGURE_MEM_SLOTS) {
+            true => self.single(FrontendReq::ADD_MEM_REG, region),
+            false => self.set_mem_table(&memory.regions()),
+        }
+    }
+
+    fn remove_region(&mut self, region: &Region) -> Result<()> {
+        match self.has(Protocol::CONFIGURE_MEM_SLOTS) {
+            true => self.single(FrontendReq::REM_MEM_REG, region),
+            false => Err(Error::Protocol("the device cannot take single regions away".into())),
+        }
+    }
+
+    fn stop(&mut self) -> Result<Vec<u16>> {
+        self.enable(false)?;
+        let queues = std::mem::take(&mut self.queues);
+        let base = |index: &u16| {
+            let state = VhostUserVringState::new(u32::from(*index), 0);
+            let reply = self.connection.ask(FrontendReq::GET_VRING_BASE, bytes(&state), &[])?;
+            let number = reply.payload.get(4..8).and_then(|b| b.try_into().ok()).map(u32::from_ne_bytes);
+            let number = number.and_then(|number| u16::try_from(number).ok());
+            number.ok_or_else(|| Error::Protocol(format!("the device answers GET_VRING_BASE with {:?}", reply.payload)))
+        };
+        queues.iter().map(base).collect()
+    }
+
+    fn reset(&mut self) -> Result<bool> {
+        if !self.has(Protocol::RESET_DEVICE) {
+            return Ok(false);
+        }
+        self.connection.tell(FrontendReq::RESET_DEVICE, &[], &[])?;
+        self.queues.clear();
+        Ok(true)
+    }
+
+    fn peer(&self) -> Option<u32> {
+        self.connection.peer()
+    }
+
+    fn connection(&self) -> Option<&Connection> {
+        Some(&self.connection)
+    }
+
+    fn life(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.connection.as_fd())
+    }
+}
+
+/// vhost-user names rings by where they are mapped in the front-end.
+fn to_host(regions: &[Region], address: u64) -> u64 {
+    let inside = |r: &&Region| address >= r.address && address - r.address < r.size;
+    regions.iter().find(inside).map_or(0, |r| r.host + (address - r.address))
+}
