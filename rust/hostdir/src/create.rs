@@ -1,0 +1,214 @@
+//! CREATE, TMPFILE, MKNOD, MKDIR, SYMLINK: inodes come to be, as their caller's.
+
+use std::ffi::CStr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use rustix::io::Errno;
+use virtiofs_fuse::wire::{EntryOut, OpenOut};
+use virtiofs_fuse::{Context, Creation, Error, Result};
+
+use crate::HostDir;
+use crate::attributes::losing_suid;
+use crate::credentials::{Caller, Rights};
+use crate::error::{Lift, STALE, answer, errno};
+use crate::hostdir::component;
+use crate::inodes::Inode;
+use crate::stat::{Status, decode_device};
+
+/// Somebody makes and removes the same name all the time: after so many rounds the guest may look again by itself.
+const ROUNDS: usize = 16;
+
+impl HostDir {
+    /// open(2) with O_CREAT. A file that is there already is opened only if it is a regular one and this caller may, by what the host
+    /// sees of it: the guest thought that the name was free and has checked nothing. Where that does not do, ESTALE makes the
+    /// guest look the name up again and decide.
+    #[allow(clippy::too_many_arguments)]
+    pub(crate) fn op_create(
+        &self,
+        cx: &Context,
+        parent: u64,
+        name: &CStr,
+        flags: u32,
+        mode: u32,
+        kill_suidgid: bool,
+        new: &Creation<'_>,
+    ) -> Result<(EntryOut, OpenOut)> {
+        let dir = self.writable_directory(parent)?;
+        let name = component(name)?;
+        let host_flags = self.host_flags(&dir, flags)?;
+        for _ in 0..ROUNDS {
+            let fresh = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
+            match self.create_file(cx, &dir, name, fresh, host_flags & !libc::O_TRUNC, mode, new) {
+                Ok(fd) => {
+                    let undo = || _ = rustix::fs::unlinkat(dir.fd(), name, AtFlags::empty());
+                    return self.enter_created(&dir, name, fd, host_flags, new, undo);
+                }
+                Err(Errno::EXIST) if flags as i32 & libc::O_EXCL == 0 => {}
+                Err(error) => return Err(answer(error)),
+            }
+            match self.open_existing(cx, &dir, name, host_flags, flags, kill_suidgid) {
+                Err(Error::Errno(libc::ENOENT)) => {}
+                result => return result,
+            }
+        }
+        Err(STALE)
+    }
+
+    fn open_existing(
+        &self,
+        cx: &Context,
+        dir: &Inode,
+        name: &CStr,
+        host_flags: i32,
+        flags: u32,
+        kill_suidgid: bool,
+    ) -> Result<(EntryOut, OpenOut)> {
+        let (inode, ..) = self.enter(dir, name, true)?;
+        let open = || {
+            inode.must_be_regular().map_err(|_| STALE)?;
+            inode.must_be_writable()?;
+            let caller = Caller::assume(cx, None, Rights::Plain)?;
+            let _guard = if kill_suidgid && caller.is_oneself() { losing_suid(&inode)? } else { None };
+            self.open_inode(&inode, host_flags, flags).map_err(|error| match error {
+                Error::Errno(libc::EACCES) => STALE,
+                error => error,
+            })
+        };
+        let opened = open().and_then(|fd| Ok((fd, Status::basic(inode.fd())?)));
+        match opened {
+            Ok((fd, status)) => Ok((self.entry(&inode, &status), self.new_file(inode, fd, host_flags))),
+            Err(error) => {
+                self.inodes.forget_inode(&inode, 1);
+                Err(error)
+            }
+        }
+    }
+
+    pub(crate) fn op_tmpfile(
+        &self,
+        cx: &Context,
+        parent: u64,
+        flags: u32,
+        mode: u32,
+        new: &Creation<'_>,
+    ) -> Result<(EntryOut, OpenOut)> {
+        let dir = self.writable_directory(parent)?;
+        let host_flags = self.host_flags(&dir, flags)? & !libc::O_TRUNC;
+        // O_EXCL says that the file may never get a name.
+        let nameless = OFlags::TMPFILE | OFlags::from_bits_retain(flags) & OFlags::EXCL;
+        let fd = self.create_file(cx, &dir, c".", nameless, host_flags, mode, new).map_err(answer)?;
+        self.enter_created(&dir, c"", fd, host_flags, new, || {})
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn create_file(
+        &self,
+        cx: &Context,
+        dir: &Inode,
+        name: &CStr,
+        how: OFlags,
+        host_flags: i32,
+        mode: u32,
+        new: &Creation<'_>,
+    ) -> rustix::io::Result<OwnedFd> {
+        let _caller = Caller::creates(cx, new).map_err(|error| Errno::from_raw_os_error(error.to_wire()))?;
+        let flags = OFlags::from_bits_retain(host_flags as u32) | how | OFlags::CLOEXEC;
+        let mode = Mode::from_raw_mode(mode & 0o7777);
+        rustix::io::retry_on_intr(|| rustix::fs::openat(dir.fd(), name, flags, mode))
+    }
+
+    /// The node and the handle of a file that this call made. The descriptor that pins the node is a second one, O_PATH: the open one would
+    /// count as a writer for as long as the guest remembers the file, and nobody could execute it.
+    fn enter_created(
+        &self,
+        dir: &Inode,
+        name: &CStr,
+        fd: OwnedFd,
+        host_flags: i32,
+        new: &Creation<'_>,
+        undo: impl Fn(),
+    ) -> Result<(EntryOut, OpenOut)> {
+        let pin = self.proc.reopen(&fd, OFlags::PATH)?;
+        if let Some((label, value)) = new.security {
+            self.set_label(&pin, label, value).inspect_err(|_| undo())?;
+        }
+        let status = Status::of(&pin)?;
+        let (inode, _) = self.enter_fd(dir, name, pin, &status);
+        Ok((self.entry(&inode, &status), self.new_file(inode, fd, host_flags)))
+    }
+
+    pub(crate) fn op_mknod(
+        &self,
+        cx: &Context,
+        parent: u64,
+        name: &CStr,
+        mode: u32,
+        rdev: u32,
+        new: &Creation<'_>,
+    ) -> Result<EntryOut> {
+        let kind = match mode & libc::S_IFMT {
+            // mknod(2) takes no type at all for a regular file.
+            0 | libc::S_IFREG => FileType::RegularFile,
+            libc::S_IFIFO | libc::S_IFSOCK | libc::S_IFCHR | libc::S_IFBLK => FileType::from_raw_mode(mode),
+            _ => return errno(libc::EINVAL),
+        };
+        let permissions = Mode::from_raw_mode(mode & 0o7777);
+        self.make(cx, parent, name, new, AtFlags::empty(), |dir, name| {
+            rustix::fs::mknodat(dir.fd(), name, kind, permissions, decode_device(rdev))
+        })
+    }
+
+    pub(crate) fn op_mkdir(
+        &self,
+        cx: &Context,
+        parent: u64,
+        name: &CStr,
+        mode: u32,
+        new: &Creation<'_>,
+    ) -> Result<EntryOut> {
+        self.make(cx, parent, name, new, AtFlags::REMOVEDIR, |dir, name| {
+            rustix::fs::mkdirat(dir.fd(), name, Mode::from_raw_mode(mode & 0o7777))
+        })
+    }
+
+    pub(crate) fn op_symlink(
+        &self,
+        cx: &Context,
+        parent: u64,
+        name: &CStr,
+        target: &CStr,
+        new: &Creation<'_>,
+    ) -> Result<EntryOut> {
+        self.make(cx, parent, name, new, AtFlags::empty(), |dir, name| rustix::fs::symlinkat(target, dir.fd(), name))
+    }
+
+    /// Makes what needs no handle, labels it, and enters it; takes it away again (`undo` are the flags of unlinkat(2)) if the
+    /// label is refused.
+    fn make(
+        &self,
+        cx: &Context,
+        parent: u64,
+        name: &CStr,
+        new: &Creation<'_>,
+        undo: AtFlags,
+        create: impl Fn(&Inode, &CStr) -> rustix::io::Result<()>,
+    ) -> Result<EntryOut> {
+        let dir: Arc<Inode> = self.writable_directory(parent)?;
+        let name = component(name)?;
+        {
+            let _caller = Caller::creates(cx, new)?;
+            create(&dir, name).lift()?;
+        }
+        let (inode, status, _) = self.enter(&dir, name, false)?;
+        if let Some((label, value)) = new.security
+            && let Err(error) = self.set_label(inode.fd(), label, value)
+        {
+            self.inodes.forget_inode(&inode, 1);
+            _ = rustix::fs::unlinkat(dir.fd(), name, undo);
+            return Err(error);
+        }
+        Ok(self.entry(&inode, &status))
+    }
+}

@@ -1,0 +1,192 @@
+//! The operations of [`FileSystem`], each one line into the file of its family.
+
+use std::ffi::CStr;
+use std::os::fd::OwnedFd;
+
+use rustix::fs::AtFlags;
+use virtiofs_fuse::wire::*;
+use virtiofs_fuse::{Context, Creation, DirBuffer, FileSystem, Negotiated, Result, Segments};
+
+use crate::HostDir;
+
+impl FileSystem for HostDir {
+    fn read_only(&self) -> bool {
+        self.config.read_only
+    }
+
+    fn init(&self, negotiated: &Negotiated) {
+        self.begin(negotiated);
+    }
+
+    fn destroy(&self) {
+        self.end();
+    }
+
+    fn lookup(&self, _cx: &Context, parent: u64, name: &CStr) -> Result<EntryOut> {
+        self.op_lookup(parent, name)
+    }
+
+    fn forget(&self, node: u64, nlookup: u64) {
+        self.inodes.forget(node, nlookup);
+    }
+
+    fn getattr(&self, _cx: &Context, node: u64, fh: Option<u64>) -> Result<AttrOut> {
+        self.op_getattr(node, fh)
+    }
+
+    fn statx(&self, _cx: &Context, node: u64, fh: Option<u64>, mask: u32) -> Result<StatxOut> {
+        self.op_statx(node, fh, mask)
+    }
+
+    fn setattr(&self, _cx: &Context, node: u64, args: &SetattrIn) -> Result<AttrOut> {
+        self.op_setattr(node, args)
+    }
+
+    fn readlink(&self, _cx: &Context, node: u64, out: &mut Vec<u8>) -> Result<()> {
+        self.op_readlink(node, out)
+    }
+
+    fn symlink(&self, cx: &Context, parent: u64, name: &CStr, target: &CStr, new: &Creation<'_>) -> Result<EntryOut> {
+        self.op_symlink(cx, parent, name, target, new)
+    }
+
+    fn mknod(
+        &self,
+        cx: &Context,
+        parent: u64,
+        name: &CStr,
+        mode: u32,
+        rdev: u32,
+        new: &Creation<'_>,
+    ) -> Result<EntryOut> {
+        self.op_mknod(cx, parent, name, mode, rdev, new)
+    }
+
+    fn mkdir(&self, cx: &Context, parent: u64, name: &CStr, mode: u32, new: &Creation<'_>) -> Result<EntryOut> {
+        self.op_mkdir(cx, parent, name, mode, new)
+    }
+
+    fn unlink(&self, _cx: &Context, parent: u64, name: &CStr) -> Result<()> {
+        self.op_remove(parent, name, AtFlags::empty())
+    }
+
+    fn rmdir(&self, _cx: &Context, parent: u64, name: &CStr) -> Result<()> {
+        self.op_remove(parent, name, AtFlags::REMOVEDIR)
+    }
+
+    fn rename(&self, cx: &Context, parent: u64, name: &CStr, newparent: u64, newname: &CStr, flags: u32) -> Result<()> {
+        self.op_rename(cx, parent, name, newparent, newname, flags)
+    }
+
+    fn link(&self, _cx: &Context, node: u64, newparent: u64, newname: &CStr) -> Result<EntryOut> {
+        self.op_link(node, newparent, newname)
+    }
+
+    fn open(&self, _cx: &Context, node: u64, flags: u32, kill_suidgid: bool) -> Result<OpenOut> {
+        self.op_open(node, flags, kill_suidgid)
+    }
+
+    fn create(
+        &self,
+        cx: &Context,
+        parent: u64,
+        name: &CStr,
+        flags: u32,
+        mode: u32,
+        kill_suidgid: bool,
+        new: &Creation<'_>,
+    ) -> Result<(EntryOut, OpenOut)> {
+        self.op_create(cx, parent, name, flags, mode, kill_suidgid, new)
+    }
+
+    fn tmpfile(
+        &self,
+        cx: &Context,
+        parent: u64,
+        flags: u32,
+        mode: u32,
+        new: &Creation<'_>,
+    ) -> Result<(EntryOut, OpenOut)> {
+        self.op_tmpfile(cx, parent, flags, mode, new)
+    }
+
+    fn read(&self, cx: &Context, _node: u64, args: &ReadIn, out: Segments<'_>) -> Result<usize> {
+        self.op_read(cx, args, out)
+    }
+
+    fn write(&self, _cx: &Context, _node: u64, args: &WriteIn, data: Segments<'_>) -> Result<usize> {
+        self.op_write(args, data)
+    }
+
+    fn flush(&self, _cx: &Context, _node: u64, args: &FlushIn) -> Result<()> {
+        self.op_flush(args)
+    }
+
+    fn release(&self, _cx: &Context, _node: u64, args: &ReleaseIn) -> Result<Option<OwnedFd>> {
+        self.op_release(args.fh)
+    }
+
+    fn fsync(&self, _cx: &Context, _node: u64, fh: u64, datasync: bool) -> Result<()> {
+        self.op_fsync(fh, datasync)
+    }
+
+    fn opendir(&self, _cx: &Context, node: u64, _flags: u32) -> Result<OpenOut> {
+        self.op_opendir(node)
+    }
+
+    fn readdir(&self, _cx: &Context, _node: u64, fh: u64, offset: u64, plus: bool, out: &mut DirBuffer) -> Result<()> {
+        self.op_readdir(fh, offset, plus, out)
+    }
+
+    fn releasedir(&self, _cx: &Context, _node: u64, args: &ReleaseIn) -> Result<Option<OwnedFd>> {
+        self.op_releasedir(args.fh)
+    }
+
+    fn fsyncdir(&self, _cx: &Context, _node: u64, fh: u64, datasync: bool) -> Result<()> {
+        self.op_fsyncdir(fh, datasync)
+    }
+
+    fn statfs(&self, _cx: &Context, node: u64) -> Result<StatfsOut> {
+        self.op_statfs(node)
+    }
+
+    fn syncfs(&self, _cx: &Context, node: u64) -> Result<()> {
+        self.op_syncfs(node)
+    }
+
+    fn setxattr(&self, _cx: &Context, node: u64, name: &CStr, value: &[u8], flags: u32, kill_sgid: bool) -> Result<()> {
+        self.op_setxattr(node, name, value, flags, kill_sgid)
+    }
+
+    fn getxattr(&self, _cx: &Context, node: u64, name: &CStr, out: &mut [u8]) -> Result<usize> {
+        self.op_getxattr(node, name, out)
+    }
+
+    fn listxattr(&self, _cx: &Context, node: u64, out: &mut [u8]) -> Result<usize> {
+        self.op_listxattr(node, out)
+    }
+
+    fn removexattr(&self, _cx: &Context, node: u64, name: &CStr) -> Result<()> {
+        self.op_removexattr(node, name)
+    }
+
+    fn access(&self, cx: &Context, node: u64, mask: u32) -> Result<()> {
+        self.op_access(cx, node, mask)
+    }
+
+    fn fallocate(&self, _cx: &Context, _node: u64, args: &FallocateIn) -> Result<()> {
+        self.op_fallocate(args)
+    }
+
+    fn lseek(&self, _cx: &Context, _node: u64, fh: u64, offset: u64, whence: u32) -> Result<u64> {
+        self.op_lseek(fh, offset, whence)
+    }
+
+    fn copy_file_range(&self, _cx: &Context, _node: u64, args: &CopyFileRangeIn) -> Result<u64> {
+        self.op_copy_file_range(args)
+    }
+
+    fn ioctl(&self, _cx: &Context, _node: u64, args: &IoctlIn, input: &[u8], out: &mut Vec<u8>) -> Result<i32> {
+        self.op_ioctl(args, input, out)
+    }
+}

@@ -1,0 +1,109 @@
+//! Open files and directories by the number that the guest has for them.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use parking_lot::Mutex;
+use virtiofs_fuse::Result;
+
+use crate::directory::Position;
+use crate::error::BAD_HANDLE;
+use crate::inodes::Inode;
+use crate::shards::{Seed, Shards};
+
+/// An open regular file.
+pub(crate) struct FileHandle {
+    pub(crate) inode: Arc<Inode>,
+    fd: OwnedFd,
+    /// The descriptor bypasses the host's page cache.
+    pub(crate) direct: bool,
+    /// The descriptor may write.
+    pub(crate) writes: bool,
+    /// RWF_NOWAIT is not for this file: reads run inline at once.
+    pub(crate) no_nowait: AtomicBool,
+    /// For pages that the guest writes back while `fd` bypasses the page cache; opened when first needed.
+    pub(crate) buffered: OnceLock<OwnedFd>,
+}
+
+impl FileHandle {
+    pub(crate) fn new(inode: Arc<Inode>, fd: OwnedFd, flags: i32) -> FileHandle {
+        let direct = flags & libc::O_DIRECT != 0;
+        let writes = flags & libc::O_ACCMODE != libc::O_RDONLY;
+        FileHandle { inode, fd, direct, writes, no_nowait: AtomicBool::new(false), buffered: OnceLock::new() }
+    }
+
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    pub(crate) fn into_fd(self) -> OwnedFd {
+        self.fd
+    }
+}
+
+/// An open directory.
+pub(crate) struct DirHandle {
+    pub(crate) inode: Arc<Inode>,
+    fd: OwnedFd,
+    /// Where reading stands. READDIRs of one handle take turns, as getdents64(2) does.
+    pub(crate) position: Mutex<Position>,
+}
+
+impl DirHandle {
+    pub(crate) fn new(inode: Arc<Inode>, fd: OwnedFd) -> DirHandle {
+        DirHandle { inode, fd, position: Mutex::new(Position::default()) }
+    }
+
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    pub(crate) fn into_fd(self) -> OwnedFd {
+        self.fd
+    }
+}
+
+/// Handles of one kind. Their numbers are never given twice.
+pub(crate) struct Handles<H> {
+    seed: Seed,
+    table: Shards<(u64, Arc<H>)>,
+    next: AtomicU64,
+}
+
+impl<H> Handles<H> {
+    pub(crate) fn new() -> Handles<H> {
+        Handles { seed: Seed::new(), table: Shards::new(), next: AtomicU64::new(1) }
+    }
+
+    pub(crate) fn insert(&self, handle: H) -> u64 {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let hash = self.seed.hash([number]);
+        let entry = (number, Arc::new(handle));
+        self.table.write(hash).insert_unique(hash, entry, |entry| self.seed.hash([entry.0]));
+        number
+    }
+
+    #[inline]
+    pub(crate) fn get(&self, number: u64) -> Result<Arc<H>> {
+        let hash = self.seed.hash([number]);
+        let table = self.table.read(hash);
+        table.find(hash, |entry| entry.0 == number).map(|entry| Arc::clone(&entry.1)).ok_or(BAD_HANDLE)
+    }
+
+    /// Takes a handle out. It closes when its last user is done.
+    pub(crate) fn remove(&self, number: u64) -> Result<Arc<H>> {
+        let hash = self.seed.hash([number]);
+        let mut table = self.table.write(hash);
+        let entry = table.find_entry(hash, |entry| entry.0 == number).map_err(|_| BAD_HANDLE)?;
+        Ok(entry.remove().0.1)
+    }
+
+    pub(crate) fn clear(&self) {
+        self.table.clear();
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.table.len()
+    }
+}

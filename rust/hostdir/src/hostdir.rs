@@ -1,0 +1,123 @@
+//! One guest's session on one host directory.
+
+use std::ffi::CStr;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::{CWD, Mode, OFlags};
+use virtiofs_fuse::wire::{NAME_MAX, init};
+use virtiofs_fuse::{Negotiated, Result};
+
+use crate::config::{Config, Effects};
+use crate::error::errno;
+use crate::handles::{DirHandle, FileHandle, Handles};
+use crate::inodes::{Inode, Inodes, NewInode};
+use crate::procfd::ProcFd;
+use crate::stat::Status;
+
+/// A host directory as a [`FileSystem`](virtiofs_fuse::FileSystem) for one guest.
+pub struct HostDir {
+    pub(crate) config: Config,
+    pub(crate) inodes: Inodes,
+    pub(crate) files: Handles<FileHandle>,
+    pub(crate) directories: Handles<DirHandle>,
+    pub(crate) proc: ProcFd,
+    effects: Arc<Effects>,
+    /// INIT flags that hold in this session.
+    flags: AtomicU64,
+}
+
+impl HostDir {
+    /// Opens `config.root` and what else the session needs. Call it in the process that will serve: not before a fork.
+    ///
+    /// # Errors
+    ///
+    /// What open(2) says of the root, ENOTDIR included; an explained error if /proc cannot be used.
+    pub fn new(config: Config) -> io::Result<HostDir> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat(CWD, config.root.as_path(), flags, Mode::empty())?;
+        let proc = ProcFd::open(&fd)?;
+        let status = Status::of(&fd).map_err(|error| io::Error::from_raw_os_error(error.to_wire()))?;
+        let mut effects = config.effects.clone();
+        effects.read_only |= config.read_only;
+        let effects = Arc::new(effects);
+        let root = NewInode::new(fd, &status, Arc::clone(&effects), false, false);
+        Ok(HostDir {
+            config,
+            inodes: Inodes::new(root, &status),
+            files: Handles::new(),
+            directories: Handles::new(),
+            proc,
+            effects,
+            flags: AtomicU64::new(0),
+        })
+    }
+
+    /// Nodes that the guest holds, the root included.
+    pub fn nodes(&self) -> usize {
+        self.inodes.len()
+    }
+
+    /// Files and directories that the guest holds open.
+    pub fn handles(&self) -> usize {
+        self.files.len() + self.directories.len()
+    }
+
+    /// What holds for an inode that is entered for the first time, found as `name` in `parent`. The one place for decisions about
+    /// single inodes; what it answers stays with the node for its life.
+    pub(crate) fn effects_for(&self, _parent: &Inode, _name: &CStr, _status: &Status) -> Arc<Effects> {
+        Arc::clone(&self.effects)
+    }
+
+    pub(crate) fn begin(&self, negotiated: &Negotiated) {
+        self.flags.store(negotiated.flags, Ordering::Relaxed);
+    }
+
+    pub(crate) fn end(&self) {
+        self.files.clear();
+        self.directories.clear();
+        self.inodes.clear();
+    }
+
+    fn negotiated(&self, flag: u64) -> bool {
+        self.flags.load(Ordering::Relaxed) & flag != 0
+    }
+
+    /// The guest holds dirty pages back.
+    pub(crate) fn writeback(&self) -> bool {
+        self.config.writeback && self.negotiated(init::WRITEBACK_CACHE)
+    }
+
+    pub(crate) fn acls(&self) -> bool {
+        self.config.posix_acl && self.negotiated(init::POSIX_ACL)
+    }
+
+    pub(crate) fn submounts(&self) -> bool {
+        self.config.announce_submounts && self.negotiated(init::SUBMOUNTS)
+    }
+
+    /// Locks are kept on the host, so a close in the guest must reach it.
+    pub(crate) fn host_locks(&self) -> bool {
+        self.negotiated(init::POSIX_LOCKS)
+    }
+
+    /// The node of a directory in which names are changed.
+    pub(crate) fn writable_directory(&self, node: u64) -> Result<Arc<Inode>> {
+        let inode = self.inodes.get(node)?;
+        inode.must_be_directory()?;
+        inode.must_be_writable()?;
+        Ok(inode)
+    }
+}
+
+/// Refuses a name that is more than one component, or one that the kernel takes for something else. The server has checked what
+/// guests send; this is for callers in between, and the reason why no walk ever leaves a directory.
+pub(crate) fn component(name: &CStr) -> Result<&CStr> {
+    match name.to_bytes() {
+        b"" | b"." | b".." => errno(libc::EINVAL),
+        bytes if bytes.len() > NAME_MAX => errno(libc::ENAMETOOLONG),
+        bytes if bytes.contains(&b'/') => errno(libc::EINVAL),
+        _ => Ok(name),
+    }
+}

@@ -1,0 +1,140 @@
+//! READ, WRITE, FLUSH, FSYNC, FALLOCATE, LSEEK, COPY_FILE_RANGE: the data of open files.
+//!
+//! READ is preadv2(2) into the request's own memory. On a queue's thread it asks for RWF_NOWAIT first, so that only data in the page
+//! cache are read there. WRITE runs inline: page cache writes with RWF_NOWAIT are refused whenever a time stamp must be
+//! written (xfs) or at all (ext4), so that asking would cost a call and a thread change for most writes.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::Ordering;
+
+use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
+use rustix::io::Errno;
+use virtiofs_fuse::wire::{CopyFileRangeIn, FallocateIn, FlushIn, ReadIn, WriteIn, bits};
+use virtiofs_fuse::{Context, Error, Result, Segments};
+
+use crate::HostDir;
+use crate::attributes::losing_suid;
+use crate::error::{Lift, answer, errno};
+use crate::handles::FileHandle;
+use crate::sys::{self, Piece};
+
+/// No device asks for a coarser alignment of O_DIRECT than its logical block, and none has a smaller one.
+const DIRECT_UNIT: usize = 512;
+
+impl HostDir {
+    /// Reads until the end of the file or of the room: to the guest, less means end of file and may shrink its idea of the size.
+    pub(crate) fn op_read(&self, cx: &Context, args: &ReadIn, out: Segments<'_>) -> Result<usize> {
+        let handle = self.files.get(args.fh)?;
+        let mut nowait = !cx.may_block && !handle.no_nowait.load(Ordering::Relaxed);
+        let mut done = 0;
+        while let Some(piece) = Piece::at(out, done) {
+            let flags = if nowait { libc::RWF_NOWAIT } else { 0 };
+            match sys::preadv2(handle.fd(), &piece, args.offset.wrapping_add(done as u64), flags) {
+                Ok(0) => break,
+                Ok(count) => done += count,
+                Err(Errno::INTR) => continue,
+                Err(Errno::AGAIN) if nowait => return Err(Error::WouldBlock),
+                Err(Errno::OPNOTSUPP) if nowait => {
+                    handle.no_nowait.store(true, Ordering::Relaxed);
+                    nowait = false;
+                }
+                // Whatever came before the error: a short answer would say that the file ends there.
+                Err(error) => return Err(answer(error)),
+            }
+            if handle.direct && done % DIRECT_UNIT != 0 {
+                // Without the page cache only the end of the file is off the grid, and no call may start there.
+                break;
+            }
+        }
+        Ok(done)
+    }
+
+    pub(crate) fn op_write(&self, args: &WriteIn, data: Segments<'_>) -> Result<usize> {
+        let handle = self.files.get(args.fh)?;
+        let from_cache = args.write_flags & bits::WRITE_CACHE != 0;
+        let fd = if from_cache && handle.direct { self.buffered(&handle)? } else { handle.fd() };
+        let _guard = if args.write_flags & bits::WRITE_KILL_SUIDGID != 0 { losing_suid(&handle.inode)? } else { None };
+        // The guest's offset for an append is its idea of the size; the host knows whether another guest appended meanwhile.
+        let appends = args.flags as i32 & libc::O_APPEND != 0 && !from_cache && !self.writeback();
+        let flags = if appends { libc::RWF_APPEND } else { 0 };
+        let mut done = 0;
+        while let Some(piece) = Piece::at(data, done) {
+            match sys::pwritev2(fd, &piece, args.offset.wrapping_add(done as u64), flags) {
+                Ok(0) => break,
+                Ok(count) => done += count,
+                Err(Errno::INTR) => continue,
+                // The disk filled up on the way: what was written counts, and the next write gets the error.
+                Err(_) if done > 0 => break,
+                Err(error) => return Err(answer(error)),
+            }
+        }
+        Ok(done)
+    }
+
+    /// A descriptor of the same file that goes through the page cache. Pages that the guest writes back must: they may be unaligned at the
+    /// file's end, and data written past the host's page cache would be lost to whoever maps the file there.
+    fn buffered<'a>(&self, handle: &'a FileHandle) -> Result<BorrowedFd<'a>> {
+        if let Some(fd) = handle.buffered.get() {
+            return Ok(fd.as_fd());
+        }
+        let fd = self.proc.reopen(handle.inode.fd(), OFlags::WRONLY)?;
+        Ok(handle.buffered.get_or_init(|| fd).as_fd())
+    }
+
+    /// Closes a duplicate of the descriptor if it may write: network file systems write back and report errors then; local ones do
+    /// nothing. What only reads has nothing to report.
+    pub(crate) fn op_flush(&self, args: &FlushIn) -> Result<()> {
+        let handle = self.files.get(args.fh)?;
+        if !handle.writes {
+            return Ok(());
+        }
+        let duplicate = rustix::io::fcntl_dupfd_cloexec(handle.fd(), 0).lift()?;
+        match sys::close(duplicate) {
+            // The descriptor is gone in any case (man 2 close), and nothing was left unsaid.
+            Err(Errno::INTR) => Ok(()),
+            result => result.lift(),
+        }
+    }
+
+    pub(crate) fn op_fsync(&self, fh: u64, datasync: bool) -> Result<()> {
+        fsync(self.files.get(fh)?.fd(), datasync)
+    }
+
+    pub(crate) fn op_fsyncdir(&self, fh: u64, datasync: bool) -> Result<()> {
+        fsync(self.directories.get(fh)?.fd(), datasync)
+    }
+
+    pub(crate) fn op_fallocate(&self, args: &FallocateIn) -> Result<()> {
+        let handle = self.files.get(args.fh)?;
+        let mode = FallocateFlags::from_bits_retain(args.mode);
+        rustix::io::retry_on_intr(|| rustix::fs::fallocate(handle.fd(), mode, args.offset, args.length)).lift()
+    }
+
+    pub(crate) fn op_lseek(&self, fh: u64, offset: u64, whence: u32) -> Result<u64> {
+        let handle = self.files.get(fh)?;
+        let Ok(start) = i64::try_from(offset) else { return errno(libc::ENXIO) };
+        let position = match whence as i32 {
+            libc::SEEK_DATA => SeekFrom::Data(start as u64),
+            libc::SEEK_HOLE => SeekFrom::Hole(start as u64),
+            _ => return errno(libc::EINVAL),
+        };
+        rustix::fs::seek(handle.fd(), position).lift()
+    }
+
+    pub(crate) fn op_copy_file_range(&self, args: &CopyFileRangeIn) -> Result<u64> {
+        let (from, to) = (self.files.get(args.fh_in)?, self.files.get(args.fh_out)?);
+        if args.flags != 0 {
+            return errno(libc::EINVAL);
+        }
+        let (mut off_in, mut off_out) = (args.off_in, args.off_out);
+        let len = usize::try_from(args.len).unwrap_or(usize::MAX);
+        let copied = rustix::io::retry_on_intr(|| {
+            rustix::fs::copy_file_range(from.fd(), Some(&mut off_in), to.fd(), Some(&mut off_out), len)
+        });
+        copied.map(|count| count as u64).lift()
+    }
+}
+
+fn fsync(fd: BorrowedFd<'_>, datasync: bool) -> Result<()> {
+    rustix::io::retry_on_intr(|| if datasync { rustix::fs::fdatasync(fd) } else { rustix::fs::fsync(fd) }).lift()
+}

@@ -1,0 +1,73 @@
+//! UNLINK, RMDIR, RENAME, LINK: what happens to names. Nodes do not notice: they are inodes, not paths.
+
+use std::ffi::CStr;
+
+use rustix::fs::{AtFlags, RenameFlags};
+use rustix::path::DecInt;
+use virtiofs_fuse::wire::EntryOut;
+use virtiofs_fuse::{Context, Result};
+
+use crate::HostDir;
+use crate::credentials::{Caller, Rights};
+use crate::error::{Lift, STALE, errno};
+use crate::hostdir::component;
+use crate::stat::Status;
+
+impl HostDir {
+    pub(crate) fn op_remove(&self, parent: u64, name: &CStr, flags: AtFlags) -> Result<()> {
+        let dir = self.writable_directory(parent)?;
+        rustix::fs::unlinkat(dir.fd(), component(name)?, flags).lift()
+    }
+
+    pub(crate) fn op_rename(
+        &self,
+        cx: &Context,
+        parent: u64,
+        name: &CStr,
+        newparent: u64,
+        newname: &CStr,
+        flags: u32,
+    ) -> Result<()> {
+        let from = self.writable_directory(parent)?;
+        let to = self.writable_directory(newparent)?;
+        let Some(flags) = RenameFlags::from_bits(flags).filter(|flags| known(*flags)) else {
+            return errno(libc::EINVAL);
+        };
+        // A whiteout is a device node that comes to be, as the caller's.
+        let _caller = match flags.contains(RenameFlags::WHITEOUT) {
+            true => Some(Caller::assume(cx, None, Rights::Checked)?),
+            false => None,
+        };
+        rustix::fs::renameat_with(from.fd(), component(name)?, to.fd(), component(newname)?, flags).lift()
+    }
+
+    /// linkat(2) by way of /proc: with AT_EMPTY_PATH it wants CAP_DAC_READ_SEARCH. A magic link ends at the inode itself, so symlinks are
+    /// linked, not followed; and a file made by TMPFILE gets its first name.
+    pub(crate) fn op_link(&self, node: u64, newparent: u64, newname: &CStr) -> Result<EntryOut> {
+        let inode = self.inodes.get(node)?;
+        inode.must_be_writable()?;
+        let dir = self.writable_directory(newparent)?;
+        let newname = component(newname)?;
+        if !inode.count() {
+            return Err(STALE);
+        }
+        let linked = rustix::fs::linkat(
+            self.proc.dir(),
+            DecInt::from_fd(inode.fd()).as_c_str(),
+            dir.fd(),
+            newname,
+            AtFlags::SYMLINK_FOLLOW,
+        );
+        match linked.lift().and_then(|()| Status::basic(inode.fd())) {
+            Ok(status) => Ok(self.entry(&inode, &status)),
+            Err(error) => {
+                self.inodes.forget_inode(&inode, 1);
+                Err(error)
+            }
+        }
+    }
+}
+
+fn known(flags: RenameFlags) -> bool {
+    (RenameFlags::NOREPLACE | RenameFlags::EXCHANGE | RenameFlags::WHITEOUT).contains(flags)
+}

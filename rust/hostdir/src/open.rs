@@ -1,0 +1,106 @@
+//! OPEN, RELEASE, OPENDIR, RELEASEDIR: handles come and go.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use rustix::fs::{Mode, OFlags};
+use virtiofs_fuse::wire::{OpenOut, fopen};
+use virtiofs_fuse::{Error, Result};
+
+use crate::HostDir;
+use crate::attributes::losing_suid;
+use crate::error::{Lift, errno};
+use crate::handles::{DirHandle, FileHandle};
+use crate::inodes::Inode;
+
+/// Flags of the guest's open(2) that mean something to the host's. O_NONBLOCK, O_NOFOLLOW and their like were the guest's business, O_APPEND
+/// is per write: a descriptor with it would ignore the offsets of writes.
+const PASSED_ON: i32 = libc::O_ACCMODE | libc::O_TRUNC | libc::O_SYNC | libc::O_DSYNC | libc::O_NOATIME;
+
+impl HostDir {
+    pub(crate) fn op_open(&self, node: u64, flags: u32, kill_suidgid: bool) -> Result<OpenOut> {
+        let inode = self.inodes.get(node)?;
+        inode.must_be_regular()?;
+        let host_flags = self.host_flags(&inode, flags)?;
+        let _guard = if kill_suidgid && host_flags & libc::O_TRUNC != 0 { losing_suid(&inode)? } else { None };
+        let fd = self.open_inode(&inode, host_flags, flags)?;
+        Ok(self.new_file(inode, fd, host_flags))
+    }
+
+    /// The host's open flags for the guest's. A guest that holds dirty pages reads a page before it changes part of it, so what it opens for
+    /// writing must be readable.
+    pub(crate) fn host_flags(&self, inode: &Inode, flags: u32) -> Result<i32> {
+        let flags = flags as i32;
+        let mut passed = flags & PASSED_ON;
+        let writes = match passed & libc::O_ACCMODE {
+            libc::O_RDONLY => passed & libc::O_TRUNC != 0,
+            libc::O_WRONLY | libc::O_RDWR => true,
+            _ => return errno(libc::EINVAL),
+        };
+        if writes {
+            inode.must_be_writable()?;
+        }
+        if self.writeback() && passed & libc::O_ACCMODE == libc::O_WRONLY {
+            passed = passed & !libc::O_ACCMODE | libc::O_RDWR;
+        }
+        if self.config.allow_direct_io {
+            passed |= flags & libc::O_DIRECT;
+        }
+        Ok(passed)
+    }
+
+    /// Opens a regular file through its pinned inode. What the host refuses for a flag alone is tried again without, or with, it.
+    pub(crate) fn open_inode(&self, inode: &Inode, host_flags: i32, asked: u32) -> Result<OwnedFd> {
+        let mut flags = host_flags;
+        loop {
+            let result = self.proc.reopen(inode.fd(), OFlags::from_bits_retain(flags as u32));
+            match result {
+                // Only the owner and the privileged may leave atime alone; the guest has asked for a hint.
+                Err(Error::Errno(libc::EPERM)) if flags & libc::O_NOATIME != 0 => flags &= !libc::O_NOATIME,
+                // A file with the append-only attribute opens for writing in no other way.
+                Err(Error::Errno(libc::EPERM)) if asked as i32 & !flags & libc::O_APPEND != 0 => {
+                    flags |= libc::O_APPEND
+                }
+                // Readable was our wish, not the guest's.
+                Err(Error::Errno(libc::EACCES)) if (asked as i32 ^ flags) & libc::O_ACCMODE != 0 => {
+                    flags = flags & !libc::O_ACCMODE | asked as i32 & libc::O_ACCMODE;
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// Enters an open file into the table.
+    pub(crate) fn new_file(&self, inode: Arc<Inode>, fd: OwnedFd, host_flags: i32) -> OpenOut {
+        let mut open_flags = inode.effects.open_flags;
+        let handle = FileHandle::new(inode, fd, host_flags);
+        if handle.writes || self.host_locks() {
+            open_flags &= !fopen::NOFLUSH;
+        }
+        OpenOut { fh: self.files.insert(handle), open_flags, backing_id: 0 }
+    }
+
+    /// The descriptor is closed by whoever answers the guest. While another request still uses the handle, that one closes it.
+    pub(crate) fn op_release(&self, fh: u64) -> Result<Option<OwnedFd>> {
+        Ok(Arc::into_inner(self.files.remove(fh)?).map(FileHandle::into_fd))
+    }
+
+    pub(crate) fn op_opendir(&self, node: u64) -> Result<OpenOut> {
+        let inode = self.inodes.get(node)?;
+        inode.must_be_directory()?;
+        let fd = open_directory(&inode)?;
+        let open_flags = inode.effects.dir_open_flags;
+        let fh = self.directories.insert(DirHandle::new(inode, fd));
+        Ok(OpenOut { fh, open_flags, backing_id: 0 })
+    }
+
+    pub(crate) fn op_releasedir(&self, fh: u64) -> Result<Option<OwnedFd>> {
+        Ok(Arc::into_inner(self.directories.remove(fh)?).map(DirHandle::into_fd))
+    }
+}
+
+/// A directory's own "." needs no way through /proc.
+pub(crate) fn open_directory(inode: &Inode) -> Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::io::retry_on_intr(|| rustix::fs::openat(inode.fd(), c".", flags, Mode::empty())).lift()
+}

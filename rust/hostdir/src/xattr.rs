@@ -1,0 +1,150 @@
+//! SETXATTR, GETXATTR, LISTXATTR, REMOVEXATTR.
+//!
+//! All go through /proc/self/fd with links followed: a magic link ends at the pinned inode, whatever its type, so symlinks and special
+//! files need neither an open nor a change of directory. Linux 6.13 has calls relative to a descriptor for that; before, the path is
+//! written out. (With AT_EMPTY_PATH these calls refuse an O_PATH descriptor: EBADF.)
+
+use std::ffi::CStr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::fs::XattrFlags;
+use rustix::io::Errno;
+use rustix::path::DecInt;
+use virtiofs_fuse::wire::XATTR_MAX;
+use virtiofs_fuse::{Error, Result};
+
+use crate::HostDir;
+use crate::error::{Lift, errno};
+use crate::stat::Status;
+use crate::sys;
+
+/// The kernel has no calls relative to a descriptor.
+static BY_PATH: AtomicBool = AtomicBool::new(false);
+
+/// Tells a kernel without the call from every other result.
+fn has_calls<T>(result: rustix::io::Result<T>) -> Option<rustix::io::Result<T>> {
+    match result {
+        Err(Errno::NOSYS) => {
+            BY_PATH.store(true, Ordering::Relaxed);
+            None
+        }
+        result => Some(result),
+    }
+}
+
+/// The extended attributes of the inode of one descriptor.
+struct Attributes<'a> {
+    proc: BorrowedFd<'a>,
+    fd: BorrowedFd<'a>,
+}
+
+impl Attributes<'_> {
+    /// The way by [`ProcFd`](crate::procfd::ProcFd), while the kernel may have the calls for it.
+    fn at<T>(
+        &self,
+        call: impl FnOnce(BorrowedFd<'_>, &CStr) -> rustix::io::Result<T>,
+    ) -> Option<rustix::io::Result<T>> {
+        if BY_PATH.load(Ordering::Relaxed) {
+            return None;
+        }
+        has_calls(call(self.proc, DecInt::from_fd(self.fd).as_c_str()))
+    }
+
+    fn path(&self) -> String {
+        format!("/proc/self/fd/{}", self.fd.as_raw_fd())
+    }
+
+    fn set(&self, name: &CStr, value: &[u8], flags: u32) -> Result<()> {
+        let by_path = || rustix::fs::setxattr(self.path(), name, value, XattrFlags::from_bits_retain(flags));
+        self.at(|dir, path| sys::setxattrat(dir, path, name, value, flags)).unwrap_or_else(by_path).lift()
+    }
+
+    fn get(&self, name: &CStr, out: &mut [u8]) -> Result<usize> {
+        match self.at(|dir, path| sys::getxattrat(dir, path, name, out)) {
+            Some(result) => result.lift(),
+            None => rustix::fs::getxattr(self.path(), name, out).lift(),
+        }
+    }
+
+    fn list(&self, out: &mut [u8]) -> Result<usize> {
+        match self.at(|dir, path| sys::listxattrat(dir, path, out)) {
+            Some(result) => result.lift(),
+            None => rustix::fs::listxattr(self.path(), out).lift(),
+        }
+    }
+
+    fn remove(&self, name: &CStr) -> Result<()> {
+        let by_path = || rustix::fs::removexattr(self.path(), name);
+        self.at(|dir, path| sys::removexattrat(dir, path, name)).unwrap_or_else(by_path).lift()
+    }
+}
+
+impl HostDir {
+    /// Refuses what the share does not serve. Not with ENOSYS: there are other names.
+    fn served(&self, name: &CStr) -> Result<()> {
+        if !self.config.xattr || is_acl(name.to_bytes()) && !self.acls() {
+            return errno(libc::EOPNOTSUPP);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn op_setxattr(&self, node: u64, name: &CStr, value: &[u8], flags: u32, kill_sgid: bool) -> Result<()> {
+        let inode = self.inodes.get(node)?;
+        inode.must_be_writable()?;
+        self.served(name)?;
+        self.xattrs(inode.fd()).set(name, value, flags)?;
+        if kill_sgid {
+            let mode = u32::from(Status::basic(inode.fd())?.mode());
+            if mode & libc::S_ISGID != 0 {
+                self.chmod(&inode, mode & 0o7777 & !libc::S_ISGID)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A security label of a new inode, whatever else is served: the guest's policy rests on it.
+    pub(crate) fn set_label(&self, fd: impl AsFd, name: &CStr, value: &[u8]) -> Result<()> {
+        self.xattrs(fd.as_fd()).set(name, value, 0)
+    }
+
+    fn xattrs<'a>(&'a self, fd: BorrowedFd<'a>) -> Attributes<'a> {
+        Attributes { proc: self.proc.dir(), fd }
+    }
+
+    pub(crate) fn op_getxattr(&self, node: u64, name: &CStr, out: &mut [u8]) -> Result<usize> {
+        let inode = self.inodes.get(node)?;
+        self.served(name)?;
+        self.xattrs(inode.fd()).get(name, out)
+    }
+
+    pub(crate) fn op_listxattr(&self, node: u64, out: &mut [u8]) -> Result<usize> {
+        let inode = self.inodes.get(node)?;
+        if !self.config.xattr {
+            return errno(libc::EOPNOTSUPP);
+        }
+        if self.acls() {
+            return self.xattrs(inode.fd()).list(out);
+        }
+        let mut all = vec![0; XATTR_MAX];
+        let length = self.xattrs(inode.fd()).list(&mut all)?;
+        let names = all.get(..length).unwrap_or(&[]).split_inclusive(|&byte| byte == 0);
+        let shown: Vec<u8> =
+            names.filter(|name| !is_acl(name.strip_suffix(&[0]).unwrap_or(name))).flatten().copied().collect();
+        if !out.is_empty() {
+            out.get_mut(..shown.len()).ok_or(Error::Errno(libc::ERANGE))?.copy_from_slice(&shown);
+        }
+        Ok(shown.len())
+    }
+
+    pub(crate) fn op_removexattr(&self, node: u64, name: &CStr) -> Result<()> {
+        let inode = self.inodes.get(node)?;
+        inode.must_be_writable()?;
+        self.served(name)?;
+        self.xattrs(inode.fd()).remove(name)
+    }
+}
+
+fn is_acl(name: &[u8]) -> bool {
+    name == b"system.posix_acl_access" || name == b"system.posix_acl_default"
+}
