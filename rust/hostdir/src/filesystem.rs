@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 
 use rustix::fs::AtFlags;
 use virtiofs_fuse::wire::*;
-use virtiofs_fuse::{Context, Creation, DirBuffer, FileSystem, Negotiated, Result, Segments};
+use virtiofs_fuse::{Context, Creation, DirBuffer, FileSystem, Negotiated, Result, Segments, Settle, Wait};
 
 use crate::HostDir;
 
@@ -123,7 +123,7 @@ impl FileSystem for HostDir {
     }
 
     fn release(&self, _cx: &Context, _node: u64, args: &ReleaseIn) -> Result<Option<OwnedFd>> {
-        self.op_release(args.fh)
+        self.op_release(args)
     }
 
     fn fsync(&self, _cx: &Context, _node: u64, fh: u64, datasync: bool) -> Result<()> {
@@ -184,6 +184,22 @@ impl FileSystem for HostDir {
 
     fn copy_file_range(&self, _cx: &Context, _node: u64, args: &CopyFileRangeIn) -> Result<u64> {
         self.op_copy_file_range(args)
+    }
+
+    fn getlk(&self, _cx: &Context, _node: u64, args: &LkIn) -> Result<FileLock> {
+        self.op_getlk(args)
+    }
+
+    fn setlk(&self, _cx: &Context, _node: u64, args: &LkIn) -> Result<()> {
+        self.op_setlk(args, false).map(|_| ())
+    }
+
+    fn setlkw(&self, _cx: &Context, _node: u64, args: &LkIn) -> Result<Option<Wait>> {
+        self.op_setlk(args, true)
+    }
+
+    fn settle(&self, wait: Wait, then: Settle) {
+        self.locks.settle(wait, then);
     }
 
     fn ioctl(&self, _cx: &Context, _node: u64, args: &IoctlIn, input: &[u8], out: &mut Vec<u8>) -> Result<i32> {

@@ -13,6 +13,7 @@ use crate::config::{Config, Effects};
 use crate::error::errno;
 use crate::handles::{DirHandle, FileHandle, Handles};
 use crate::inodes::{Inode, Inodes, NewInode};
+use crate::locks::Locks;
 use crate::procfd::ProcFd;
 use crate::stat::Status;
 
@@ -23,6 +24,9 @@ pub struct HostDir {
     pub(crate) files: Handles<FileHandle>,
     pub(crate) directories: Handles<DirHandle>,
     pub(crate) proc: ProcFd,
+    pub(crate) locks: Arc<Locks>,
+    /// By what this guest's locks are told from those of others.
+    pub(crate) session: u64,
     effects: Arc<Effects>,
     /// INIT flags that hold in this session.
     flags: AtomicU64,
@@ -35,6 +39,12 @@ impl HostDir {
     ///
     /// What open(2) says of the root, ENOTDIR included; an explained error if /proc cannot be used.
     pub fn new(config: Config) -> io::Result<HostDir> {
+        HostDir::sharing(config, Arc::default())
+    }
+
+    /// As [`HostDir::new`], with the locks of other guests of this process: what one of them waits for it gets as soon as another
+    /// lets go, and a deadlock between them is found.
+    pub fn sharing(config: Config, locks: Arc<Locks>) -> io::Result<HostDir> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(CWD, config.root.as_path(), flags, Mode::empty())?;
         let proc = ProcFd::open(&fd)?;
@@ -49,6 +59,8 @@ impl HostDir {
             files: Handles::new(),
             directories: Handles::new(),
             proc,
+            session: locks.session(),
+            locks,
             effects,
             flags: AtomicU64::new(0),
         })
@@ -75,6 +87,7 @@ impl HostDir {
     }
 
     pub(crate) fn end(&self) {
+        self.locks.forget_session(self.session);
         self.files.clear();
         self.directories.clear();
         self.inodes.clear();

@@ -85,6 +85,7 @@ impl HostDir {
     /// nothing. What only reads has nothing to report.
     pub(crate) fn op_flush(&self, args: &FlushIn) -> Result<()> {
         let handle = self.files.get(args.fh)?;
+        self.drop_posix_locks(&handle.inode, args);
         if !handle.writes {
             return Ok(());
         }

@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags};
-use virtiofs_fuse::wire::{OpenOut, fopen};
+use virtiofs_fuse::wire::{OpenOut, ReleaseIn, fopen};
 use virtiofs_fuse::{Error, Result};
 
 use crate::HostDir;
@@ -81,8 +81,10 @@ impl HostDir {
     }
 
     /// The descriptor is closed by whoever answers the guest. While another request still uses the handle, that one closes it.
-    pub(crate) fn op_release(&self, fh: u64) -> Result<Option<OwnedFd>> {
-        Ok(Arc::into_inner(self.files.remove(fh)?).map(FileHandle::into_fd))
+    pub(crate) fn op_release(&self, args: &ReleaseIn) -> Result<Option<OwnedFd>> {
+        let handle = self.files.remove(args.fh)?;
+        self.drop_flock(&handle.inode, args);
+        Ok(Arc::into_inner(handle).map(FileHandle::into_fd))
     }
 
     pub(crate) fn op_opendir(&self, node: u64) -> Result<OpenOut> {

@@ -1,0 +1,59 @@
+//! GETLK, SETLK, SETLKW: locks on files of this share, in the company of all guests and of the host.
+
+use std::os::fd::OwnedFd;
+
+use rustix::fs::OFlags;
+use virtiofs_fuse::wire::{FileLock, FlushIn, LkIn, ReleaseIn, bits};
+use virtiofs_fuse::{Error, Result, Wait};
+
+use crate::HostDir;
+use crate::inodes::Inode;
+use crate::locks::{Asked, FileKey};
+
+fn key(inode: &Inode) -> FileKey {
+    (inode.key.device, inode.key.ino)
+}
+
+impl HostDir {
+    pub(crate) fn op_getlk(&self, args: &LkIn) -> Result<FileLock> {
+        let handle = self.files.get(args.fh)?;
+        self.locks.get(self.session, key(&handle.inode), args, || self.open_for_locks(&handle.inode))
+    }
+
+    pub(crate) fn op_setlk(&self, args: &LkIn, wait: bool) -> Result<Option<Wait>> {
+        let handle = self.files.get(args.fh)?;
+        let open = || self.open_for_locks(&handle.inode);
+        Ok(match self.locks.set(self.session, key(&handle.inode), args, wait, open)? {
+            Asked::Settled => None,
+            Asked::Waits(wait) => Some(wait),
+        })
+    }
+
+    /// A close in the guest: POSIX locks of the process go, through whichever descriptor it had them (fcntl_locking(2)).
+    pub(crate) fn drop_posix_locks(&self, inode: &Inode, args: &FlushIn) {
+        if self.host_locks() {
+            self.locks.forget_owner(self.session, key(inode), args.lock_owner, false);
+        }
+    }
+
+    /// The last close of an open file: its flock goes.
+    pub(crate) fn drop_flock(&self, inode: &Inode, args: &ReleaseIn) {
+        if args.release_flags & bits::RELEASE_FLOCK_UNLOCK != 0 {
+            self.locks.forget_owner(self.session, key(inode), args.lock_owner, true);
+        }
+    }
+
+    /// A descriptor of its own for one owner's locks: one descriptor's locks never exclude each other. Exclusive byte ranges need one
+    /// that may write; where none is to be had, a shared lock still is.
+    fn open_for_locks(&self, inode: &Inode) -> Result<OwnedFd> {
+        inode.must_be_regular()?;
+        let reading = || self.proc.reopen(inode.fd(), OFlags::RDONLY | OFlags::NONBLOCK);
+        if inode.effects.read_only {
+            return reading();
+        }
+        match self.proc.reopen(inode.fd(), OFlags::RDWR | OFlags::NONBLOCK) {
+            Err(Error::Errno(libc::EACCES | libc::EPERM | libc::EROFS | libc::ETXTBSY)) => reading(),
+            other => other,
+        }
+    }
+}
