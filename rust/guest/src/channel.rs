@@ -6,9 +6,12 @@
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
+use virtiofs_fuse::Opcode;
 use virtiofs_fuse::op::Operation;
-use virtiofs_fuse::wire::InHeader;
+use virtiofs_fuse::wire::{ForgetIn, InHeader};
+use zerocopy::IntoBytes;
 
+use crate::nodes::Forget;
 use crate::ring::{Ring, Shape, State};
 use crate::signal::{Bell, Waiter, Woken};
 use crate::{Error, Result};
@@ -114,6 +117,28 @@ impl Channel {
         send(&mut inner.ring, slot, request)?;
         inner.ring.abandon(slot);
         Ok(())
+    }
+
+    /// Sends FORGETs, with one kick for as many as find room at a time.
+    pub(crate) fn post_forgets(&self, forgets: &[Forget], unique: &mut u64) -> Result<()> {
+        let mut inner = self.inner.lock();
+        let shape = Shape { args: size_of::<ForgetIn>(), ..Shape::default() };
+        for &(nodeid, nlookup) in forgets {
+            let slot = match inner.ring.acquire() {
+                Some(slot) => slot,
+                None => {
+                    inner.ring.kick()?;
+                    self.slot(&mut inner, Instant::now() + self.timeout, Opcode::Forget as u32)?
+                }
+            };
+            *unique += 2;
+            let (unique, opcode) = (*unique, Opcode::Forget as u32);
+            let header = InHeader { opcode, unique, nodeid, ..InHeader::default() };
+            inner.ring.fill(slot, header, &[ForgetIn { nlookup }.as_bytes()], shape)?;
+            inner.ring.submit(slot);
+            inner.ring.abandon(slot);
+        }
+        inner.ring.kick()
     }
 
     /// Forgets all that is in flight, and sends home who waits for it. `wake` raises the line that the device calls by.

@@ -21,6 +21,7 @@ mod dirents;
 mod error;
 mod file;
 mod guest;
+pub mod load;
 mod memory;
 mod nodes;
 mod ops;
