@@ -78,6 +78,10 @@ def _serve_options(parser: argparse.ArgumentParser) -> None:
         "--request-queues", metavar="N", type=int, default=default_request_queues(), help="(one per CPU, up to 4)"
     )
 
+    group.add_argument(
+        "--thread-pool-size", metavar="N", type=int, default=0, help="threads for requests that wait for a disk (16)"
+    )
+
     group = parser.add_argument_group("caching")
     group.add_argument("--cache", metavar="MODE", default="auto", help="none, metadata, auto (the default) or always")
     for name in ("attr", "entry", "negative"):
@@ -173,6 +177,7 @@ def _config(arguments: argparse.Namespace) -> Config:
         once=arguments.once,
         socket_mode=arguments.socket_mode,
         socket_group=arguments.socket_group,
+        slow_threads=arguments.thread_pool_size or 16,
         cache=mode.replace(**timeouts) if timeouts else mode,
         read_only=arguments.readonly,
         writeback=arguments.writeback,

@@ -114,7 +114,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--inode-file-handles", metavar="WHEN", default="never", help="never; prefer is served as never for now"
     )
-    group.add_argument("--thread-pool-size", metavar="N", type=int, help="no effect: threads are made as needed")
     group.add_argument("--allow-mmap", action="store_true", help="no effect: files can always be mapped")
     for option in ("--preserve-noatime", "--migration-verify-handles", "--migration-confirm-paths", "-f"):
         group.add_argument(option, action="store_true", help=argparse.SUPPRESS)

@@ -25,6 +25,7 @@ class Config:
         once: End with the first guest instead of waiting for the next.
         socket_mode: Permission bits of the socket.
         socket_group: Group of the socket; None leaves that of the process.
+        slow_threads: Threads for requests that have to wait for a disk, at most.
         cache: What guests may keep.
         read_only: As in `Passthrough`, like all that follow.
     """
@@ -37,6 +38,7 @@ class Config:
     once: bool = False
     socket_mode: int = 0o600
     socket_group: str | None = None
+    slow_threads: int = 16
     cache: Cache = AUTO
     read_only: bool = False
     writeback: bool = False
@@ -75,6 +77,7 @@ class Config:
             once=self.once,
             socket_mode=self.socket_mode,
             socket_group=self.socket_group,
+            slow_threads=self.slow_threads,
         )
 
 

@@ -170,7 +170,7 @@ def adopt(fd: int) -> socket.socket:
         raise hinted(
             ConfigError(f"descriptor {fd} is no Unix stream socket"), "hand down a listening one, as systemd does"
         )
-    if not is_listening(adopted):
+    if not adopted.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
         try:
             adopted.getpeername()
         except OSError:
@@ -182,11 +182,6 @@ def adopt(fd: int) -> socket.socket:
     adopted.set_inheritable(False)
     adopted.setblocking(True)
     return adopted
-
-
-def is_listening(sock: socket.socket) -> bool:
-    """Whether connections can be accepted from `sock`."""
-    return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
 
 
 def _group(group: str | int) -> int:

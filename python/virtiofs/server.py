@@ -3,13 +3,15 @@
 import atexit
 import os
 import platform
+import select
 import shlex
+import signal
 import socket as _sockets
 from typing import Final, Self
 
 from . import _core
 from .errors import ConfigError, hinted
-from .listener import Listener, adopt, is_listening
+from .listener import Listener, adopt
 from .passthrough import Passthrough
 from .types import Stats
 
@@ -38,6 +40,7 @@ class Server:
         once: End when the first guest goes, instead of waiting for the next.
         socket_mode: Permission bits of the socket.
         socket_group: Name or number of the group of the socket; None leaves that of the process.
+        slow_threads: Threads, at most, for requests that have to wait for a disk. They are made when needed and go when idle.
 
     Raises:
         ConfigError: A setting cannot be served.
@@ -54,6 +57,7 @@ class Server:
         once: bool = False,
         socket_mode: int = 0o600,
         socket_group: str | int | None = None,
+        slow_threads: int = 16,
     ) -> None:
         if (socket is None) == (fd is None):
             raise hinted(
@@ -66,11 +70,14 @@ class Server:
             raise ConfigError(f"request queues are 1 to {_core.MAX_REQUEST_QUEUES}, not {request_queues}")
         if not 0 <= socket_mode <= 0o777:
             raise ConfigError(f"permission bits are 0 to 0777, not {socket_mode:#o}")
+        if not 1 <= slow_threads <= 1024:
+            raise ConfigError(f"threads for slow requests are 1 to 1024, not {slow_threads}")
         self.fs: Final = fs
         self.path: Final = None if socket is None else os.fspath(socket)
         self.tag: Final = tag
         self.request_queues: Final = request_queues
         self.once: Final = once
+        self.slow_threads: Final = slow_threads
         self._fd = fd
         self._mode = socket_mode
         self._group = socket_group
@@ -89,20 +96,20 @@ class Server:
         inherited: _sockets.socket | None = None
         if self._fd is not None:
             inherited = adopt(self._fd)
-            fd, listening = inherited.fileno(), is_listening(inherited)
+            fd = inherited.fileno()
         else:
             assert self.path is not None
             self._listener = Listener(self.path, mode=self._mode, group=self._group)
-            fd, listening = self._listener.fileno(), True
+            fd = self._listener.fileno()
         try:
             _log_to_python()
             self._daemon = _core.Daemon(
                 self.fs.engine(),
                 fd,
-                listening=listening,
                 tag=self.tag,
                 request_queues=self.request_queues,
                 once=self.once,
+                slow_threads=self.slow_threads,
                 want=self.fs.init_flags,
             )
         except BaseException:
@@ -117,7 +124,7 @@ class Server:
         return self
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Waits until the server ends: by `close`, or by the guest's leave with `once`.
+        """Waits until the server ends: by `close`, or by the guest's leave with `once`. Signals are handled meanwhile.
 
         Args:
             timeout: Seconds to wait; None for as long as it takes.
@@ -125,7 +132,11 @@ class Server:
         Returns:
             Whether it has ended. True as well when it never started.
         """
-        return True if self._daemon is None else self._daemon.wait(timeout)
+        if self._daemon is None:
+            return True
+        poll = select.poll()
+        poll.register(self._daemon, select.POLLIN)
+        return bool(poll.poll(None if timeout is None else timeout * 1000))
 
     def fileno(self) -> int:
         """Returns a descriptor that becomes readable when the server has ended, for poll(2) and event loops.
@@ -143,9 +154,6 @@ class Server:
         Returns:
             The number of the signal, or None.
         """
-        import select
-        import signal
-
         wake, note = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         watched = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
         wakeup = signal.set_wakeup_fd(note, warn_on_full_buffer=False)

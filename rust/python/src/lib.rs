@@ -3,8 +3,15 @@
 //! Python decides, so what is here takes numbers, starts and ends threads, and converts. Every wait runs without the
 //! interpreter; no thread is started by an import.
 
+mod client;
 mod constants;
+mod errors;
+mod fd;
+mod guest;
 mod log;
+mod passthrough;
+mod server;
+mod types;
 
 use pyo3::prelude::*;
 
@@ -14,12 +21,23 @@ mod _core {
     use super::*;
 
     #[pymodule_export]
-    use super::log::{log, log_stop, log_to_python, log_to_stderr, log_to_syslog};
+    use super::client::Client;
+    #[pymodule_export]
+    use super::guest::{File, Guest};
+    #[pymodule_export]
+    use super::log::{log, log_sink, log_stop, log_to_python, log_to_stderr, log_to_syslog};
+    #[pymodule_export]
+    use super::passthrough::HostDir;
+    #[pymodule_export]
+    use super::server::Daemon;
+    #[pymodule_export]
+    use super::types::{Attr, DirEntry, Entry, Open, Statfs};
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         module.add("__version__", env!("CARGO_PKG_VERSION"))?;
         module.add("DEBUG_BUILD", cfg!(debug_assertions))?;
+        module.add("MAX_REQUEST_QUEUES", virtiofs_device::identity::REQUEST_QUEUES_MAX)?;
         constants::add(module)
     }
 }

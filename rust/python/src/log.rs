@@ -112,7 +112,11 @@ impl Record {
 /// `text` without control characters: what a guest puts into a name must not make lines of its own.
 fn plain(text: &str) -> String {
     text.chars().fold(String::with_capacity(text.len()), |mut out, char| {
-        if char.is_control() { out.extend(char.escape_default()) } else { out.push(char) }
+        if char.is_control() {
+            out.extend(char.escape_default())
+        } else {
+            out.push(char)
+        }
         out
     })
 }
@@ -190,7 +194,11 @@ fn install(sink: Sink, level: &str) -> PyResult<()> {
         "info" => 3,
         "debug" => 4,
         "trace" => 5,
-        _ => return Err(PyValueError::new_err(format!("level must be off, error, warn, info, debug or trace, not {level:?}"))),
+        _ => {
+            return Err(PyValueError::new_err(format!(
+                "level must be off, error, warn, info, debug or trace, not {level:?}"
+            )));
+        }
     };
     // A process has one collector; that of a program which embeds us for its own tracing would stay.
     let _ = tracing::subscriber::set_global_default(Collector);
@@ -209,9 +217,11 @@ fn carry(events: Receiver<Record>) {
         let name = record.target.replace("::", ".").replacen("virtiofs_", "virtiofs.", 1);
         let keywords = PyDict::new(py);
         keywords.set_item("extra", extra)?;
-        py.import("logging")?
-            .call_method1("getLogger", (name,))?
-            .call_method("log", (python_level(record.level), "%s", record.text()), Some(&keywords))?;
+        py.import("logging")?.call_method1("getLogger", (name,))?.call_method(
+            "log",
+            (python_level(record.level), "%s", record.text()),
+            Some(&keywords),
+        )?;
         Ok(())
     };
     while let Ok(record) = events.recv() {
@@ -248,7 +258,8 @@ pub(crate) fn log_to_syslog(py: Python<'_>, level: &str, path: &str) -> PyResult
 pub(crate) fn log_to_python(py: Python<'_>, level: &str) -> PyResult<()> {
     log_stop(py);
     let (sender, events) = mpsc::sync_channel(BACKLOG);
-    let lane = std::thread::Builder::new().name("virtiofs-log".into()).stack_size(256 * 1024).spawn(move || carry(events));
+    let lane =
+        std::thread::Builder::new().name("virtiofs-log".into()).stack_size(256 * 1024).spawn(move || carry(events));
     *LANE.lock() = Some(lane.map_err(|error| PyRuntimeError::new_err(format!("no thread for logging: {error}")))?);
     install(Sink::Python(sender), level)
 }
@@ -271,6 +282,17 @@ pub(crate) fn log_stop(py: Python<'_>) {
     }
 }
 
+/// Where events go now: nowhere, stderr, syslog or python.
+#[pyfunction]
+pub(crate) fn log_sink() -> &'static str {
+    match &*SINK.read() {
+        Sink::Nowhere => "nowhere",
+        Sink::Stderr => "stderr",
+        Sink::Syslog(_) => "syslog",
+        Sink::Python(_) => "python",
+    }
+}
+
 /// Logs one event of the Python side, at `level`, in the same stream as the native ones.
 #[pyfunction]
 #[pyo3(signature = (level, message, **fields))]
@@ -286,4 +308,3 @@ pub(crate) fn log(level: &str, message: String, fields: Option<&Bound<'_, PyDict
     emit(record);
     Ok(())
 }
-

@@ -1,0 +1,27 @@
+//! From the errors of the crates to exceptions.
+
+use pyo3::exceptions::{PyOSError, PyTimeoutError};
+use pyo3::prelude::*;
+use virtiofs_guest::Error;
+
+/// An errno becomes the OSError that Python has for it, a broken protocol `virtiofs.ProtocolError`.
+pub(crate) fn of_guest(py: Python<'_>, error: Error) -> PyErr {
+    match error {
+        Error::Errno(errno) => of_errno(py, errno),
+        Error::Io(error) => error.into(),
+        Error::Timeout { .. } => PyTimeoutError::new_err(error.to_string()),
+        Error::Protocol(what) => {
+            let class = py.import("virtiofs.errors").and_then(|module| module.getattr("ProtocolError"));
+            class.and_then(|class| class.call1((what,))).map_or_else(|error| error, PyErr::from_value)
+        }
+    }
+}
+
+/// `OSError(errno, strerror(errno))`, which Python makes a FileNotFoundError and so on.
+pub(crate) fn of_errno(py: Python<'_>, errno: i32) -> PyErr {
+    let text = py.import("os").and_then(|os| os.call_method1("strerror", (errno,)));
+    match text.and_then(|text| text.extract::<String>()) {
+        Ok(text) => PyOSError::new_err((errno, text)),
+        Err(error) => error,
+    }
+}

@@ -1,0 +1,372 @@
+//! The embedded guest: a share that is mounted in this process, by path.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use pyo3::buffer::PyBuffer;
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+use virtiofs_guest::{self as guest, Options, Result};
+
+use crate::client::{Client, Name, bytes};
+use crate::errors;
+use crate::types::{Attr, DirEntry, Statfs};
+
+/// A share that is mounted in this process.
+#[pyclass(frozen, subclass, module = "virtiofs._core")]
+pub(crate) struct Guest {
+    native: guest::Guest,
+}
+
+impl Guest {
+    fn run<T: Send>(&self, py: Python<'_>, work: impl Send + FnOnce(&guest::Guest) -> Result<T>) -> PyResult<T> {
+        py.detach(|| work(&self.native)).map_err(|error| errors::of_guest(py, error))
+    }
+}
+
+fn seconds(name: &str, value: f64) -> PyResult<Duration> {
+    Duration::try_from_secs_f64(value).map_err(|_| PyValueError::new_err(format!("{name} is in seconds, not {value}")))
+}
+
+#[pymethods]
+impl Guest {
+    #[new]
+    #[pyo3(signature = (socket, *, timeout=20.0, connect_timeout=0.0, request_queues=1, queue_size=1024, uid=None, gid=None,
+                        init_flags=None))]
+    #[allow(clippy::too_many_arguments)]
+    fn new(
+        py: Python<'_>,
+        socket: PathBuf,
+        timeout: f64,
+        connect_timeout: f64,
+        request_queues: u16,
+        queue_size: u16,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        init_flags: Option<u64>,
+    ) -> PyResult<Guest> {
+        let defaults = Options::default();
+        let options = Options {
+            timeout: seconds("timeout", timeout)?,
+            connect_timeout: seconds("connect_timeout", connect_timeout)?,
+            request_queues,
+            queue_size,
+            uid: uid.unwrap_or(defaults.uid),
+            gid: gid.unwrap_or(defaults.gid),
+            init_flags: init_flags.unwrap_or(defaults.init_flags),
+            ..defaults
+        };
+        let native =
+            py.detach(|| guest::Guest::connect(&socket, options)).map_err(|error| errors::of_guest(py, error))?;
+        Ok(Guest { native })
+    }
+
+    /// Gives all nodes back, ends the session and stops the device. Open files do not work any more.
+    fn unmount(&self, py: Python<'_>) -> PyResult<()> {
+        self.run(py, guest::Guest::unmount)
+    }
+
+    /// The operations beneath, by node id.
+    #[getter]
+    fn client(&self) -> Client {
+        Client { guest: self.native.clone() }
+    }
+
+    /// Forgets cached names and nodes, and waits until the server has taken that.
+    fn drop_caches(&self, py: Python<'_>) -> PyResult<()> {
+        self.run(py, guest::Guest::drop_caches)
+    }
+
+    /// Nodes held at present, the root not counted.
+    fn nodes_held(&self) -> usize {
+        self.native.nodes_held()
+    }
+
+    /// Reads a whole file.
+    fn read_file<'py>(&self, py: Python<'py>, path: PathBuf) -> PyResult<Bound<'py, PyBytes>> {
+        Ok(bytes(py, &self.run(py, |native| native.read_file(path))?))
+    }
+
+    /// Makes a file, or replaces the content of one.
+    fn write_file(&self, py: Python<'_>, path: PathBuf, data: PyBuffer<u8>) -> PyResult<()> {
+        let data = data.to_vec(py)?;
+        self.run(py, |native| native.write_file(path, &data))
+    }
+
+    /// Opens a file with the `flags` of `os.open`; `mode` is for O_CREAT, less a umask of 022.
+    #[pyo3(signature = (path, flags=0, mode=0o666))]
+    fn open(&self, py: Python<'_>, path: PathBuf, flags: i32, mode: u32) -> PyResult<File> {
+        let file = self.run(py, |native| native.open(path, flags, mode))?;
+        Ok(File { native: Mutex::new(Some(file)) })
+    }
+
+    /// The names of a directory, without `.` and `..`, as the server orders them.
+    #[pyo3(signature = (path=PathBuf::new()))]
+    fn listdir(&self, py: Python<'_>, path: PathBuf) -> PyResult<Vec<OsString>> {
+        let names = self.run(py, |native| native.listdir(path))?;
+        Ok(names.into_iter().map(OsString::from_vec).collect())
+    }
+
+    /// The entries of a directory, without `.` and `..`, with attributes where the server gives them along.
+    #[pyo3(signature = (path=PathBuf::new()))]
+    fn scandir(&self, py: Python<'_>, path: PathBuf) -> PyResult<Vec<DirEntry>> {
+        Ok(self.run(py, |native| native.scandir(path))?.into_iter().map(DirEntry::from).collect())
+    }
+
+    /// All paths below `top` with their attributes, directories before what is in them; symlinks are not followed.
+    #[pyo3(signature = (top=PathBuf::new()))]
+    fn walk(&self, py: Python<'_>, top: PathBuf) -> PyResult<Vec<(OsString, Attr)>> {
+        let found = self.run(py, |native| native.walk(top))?;
+        Ok(found.into_iter().map(|(path, attr)| (path.into_os_string(), Attr::from(&attr))).collect())
+    }
+
+    /// Attributes of what a path means, symlinks followed.
+    #[pyo3(signature = (path=PathBuf::new()))]
+    fn stat(&self, py: Python<'_>, path: PathBuf) -> PyResult<Attr> {
+        Ok((&self.run(py, |native| native.stat(path))?).into())
+    }
+
+    /// Attributes, of a symlink itself.
+    fn lstat(&self, py: Python<'_>, path: PathBuf) -> PyResult<Attr> {
+        Ok((&self.run(py, |native| native.lstat(path))?).into())
+    }
+
+    /// Whether a path leads anywhere.
+    fn exists(&self, py: Python<'_>, path: PathBuf) -> PyResult<bool> {
+        self.run(py, |native| native.exists(path))
+    }
+
+    /// Makes a directory, less a umask of 022.
+    #[pyo3(signature = (path, mode=0o777))]
+    fn mkdir(&self, py: Python<'_>, path: PathBuf, mode: u32) -> PyResult<()> {
+        self.run(py, |native| native.mkdir(path, mode))
+    }
+
+    /// Makes a directory and all that lead to it; those that are there already are fine.
+    fn makedirs(&self, py: Python<'_>, path: PathBuf) -> PyResult<()> {
+        self.run(py, |native| native.makedirs(path))
+    }
+
+    /// Makes a file, FIFO, socket or device node; `mode` has its type, `rdev` is in the kernel's 32-bit encoding.
+    #[pyo3(signature = (path, mode, rdev=0))]
+    fn mknod(&self, py: Python<'_>, path: PathBuf, mode: u32, rdev: u32) -> PyResult<()> {
+        self.run(py, |native| native.mknod(path, mode, rdev))
+    }
+
+    /// Removes a name that is no directory.
+    fn unlink(&self, py: Python<'_>, path: PathBuf) -> PyResult<()> {
+        self.run(py, |native| native.unlink(path))
+    }
+
+    /// Removes an empty directory.
+    fn rmdir(&self, py: Python<'_>, path: PathBuf) -> PyResult<()> {
+        self.run(py, |native| native.rmdir(path))
+    }
+
+    /// Removes a directory with all that is in it.
+    fn remove_tree(&self, py: Python<'_>, path: PathBuf) -> PyResult<()> {
+        self.run(py, |native| native.remove_tree(path))
+    }
+
+    /// Renames; `flags` of renameat2(2).
+    #[pyo3(signature = (old, new, flags=0))]
+    fn rename(&self, py: Python<'_>, old: PathBuf, new: PathBuf, flags: u32) -> PyResult<()> {
+        self.run(py, |native| native.rename(old, new, flags))
+    }
+
+    /// Gives the file at `path` one more name.
+    fn link(&self, py: Python<'_>, path: PathBuf, new: PathBuf) -> PyResult<()> {
+        self.run(py, |native| native.link(path, new))
+    }
+
+    /// Makes a symlink at `path`.
+    fn symlink(&self, py: Python<'_>, target: PathBuf, path: PathBuf) -> PyResult<()> {
+        self.run(py, |native| native.symlink(target, path))
+    }
+
+    /// Target of a symlink.
+    fn readlink(&self, py: Python<'_>, path: PathBuf) -> PyResult<OsString> {
+        Ok(OsString::from_vec(self.run(py, |native| native.readlink(path))?))
+    }
+
+    /// Changes the mode.
+    fn chmod(&self, py: Python<'_>, path: PathBuf, mode: u32) -> PyResult<()> {
+        self.run(py, |native| native.chmod(path, mode))
+    }
+
+    /// Changes owner and group.
+    fn chown(&self, py: Python<'_>, path: PathBuf, uid: u32, gid: u32) -> PyResult<()> {
+        self.run(py, |native| native.chown(path, uid, gid))
+    }
+
+    /// Sets the size in bytes.
+    fn truncate(&self, py: Python<'_>, path: PathBuf, size: u64) -> PyResult<()> {
+        self.run(py, |native| native.truncate(path, size))
+    }
+
+    /// Sets access and modification time, in nanoseconds since the epoch.
+    fn utime(&self, py: Python<'_>, path: PathBuf, atime_ns: i64, mtime_ns: i64) -> PyResult<()> {
+        self.run(py, |native| native.utime(path, atime_ns, mtime_ns))
+    }
+
+    /// What statfs(2) says.
+    #[pyo3(signature = (path=PathBuf::new()))]
+    fn statfs(&self, py: Python<'_>, path: PathBuf) -> PyResult<Statfs> {
+        Ok((&self.run(py, |native| native.statfs(path))?).into())
+    }
+
+    /// Writes all of the share out to the host's disk.
+    fn sync(&self, py: Python<'_>) -> PyResult<()> {
+        self.run(py, guest::Guest::sync)
+    }
+
+    /// The value of an extended attribute.
+    fn getxattr<'py>(&self, py: Python<'py>, path: PathBuf, name: Name) -> PyResult<Bound<'py, PyBytes>> {
+        Ok(bytes(py, &self.run(py, |native| native.getxattr(path, &name.0))?))
+    }
+
+    /// Sets an extended attribute; `flags` of setxattr(2).
+    #[pyo3(signature = (path, name, value, flags=0))]
+    fn setxattr(&self, py: Python<'_>, path: PathBuf, name: Name, value: PyBuffer<u8>, flags: u32) -> PyResult<()> {
+        let value = value.to_vec(py)?;
+        self.run(py, |native| native.setxattr(path, &name.0, &value, flags))
+    }
+
+    /// The names of the extended attributes.
+    fn listxattr(&self, py: Python<'_>, path: PathBuf) -> PyResult<Vec<OsString>> {
+        Ok(self.run(py, |native| native.listxattr(path))?.into_iter().map(OsString::from_vec).collect())
+    }
+
+    /// Removes an extended attribute.
+    fn removexattr(&self, py: Python<'_>, path: PathBuf, name: Name) -> PyResult<()> {
+        self.run(py, |native| native.removexattr(path, &name.0))
+    }
+
+    /// Node id of a path, for `client`: good until the caches are dropped or the name goes.
+    #[pyo3(signature = (path=PathBuf::new()))]
+    fn node(&self, py: Python<'_>, path: PathBuf) -> PyResult<u64> {
+        self.run(py, |native| native.nodeid(path))
+    }
+}
+
+/// A file that a `Guest` has open. Offsets and sizes are in bytes.
+#[pyclass(frozen, module = "virtiofs._core")]
+pub(crate) struct File {
+    native: Mutex<Option<guest::File>>,
+}
+
+impl File {
+    fn run<T: Send>(&self, py: Python<'_>, work: impl Send + FnOnce(&guest::File) -> Result<T>) -> PyResult<T> {
+        let done = py.detach(|| self.native.lock().as_ref().map(work));
+        match done {
+            Some(result) => result.map_err(|error| errors::of_guest(py, error)),
+            None => Err(PyValueError::new_err("the file is closed")),
+        }
+    }
+}
+
+#[pymethods]
+impl File {
+    /// The server's handle.
+    #[getter]
+    fn handle(&self, py: Python<'_>) -> PyResult<u64> {
+        self.run(py, |native| Ok(native.fh()))
+    }
+
+    /// The node id.
+    #[getter]
+    fn node(&self, py: Python<'_>) -> PyResult<u64> {
+        self.run(py, |native| Ok(native.nodeid()))
+    }
+
+    /// FOPEN flags of the server's answer.
+    #[getter]
+    fn open_flags(&self, py: Python<'_>) -> PyResult<u32> {
+        self.run(py, |native| Ok(native.open_flags()))
+    }
+
+    /// Reads up to `size` bytes at `offset`; less only at the end of the file.
+    fn read_at<'py>(&self, py: Python<'py>, offset: u64, size: usize) -> PyResult<Bound<'py, PyBytes>> {
+        Ok(bytes(py, &self.run(py, |native| native.read_at(offset, size))?))
+    }
+
+    /// Reads the whole file.
+    fn read<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
+        Ok(bytes(py, &self.run(py, guest::File::read_to_end)?))
+    }
+
+    /// Writes all of `data` at `offset`; with O_APPEND at the end of the file, wherever that is.
+    fn write_at(&self, py: Python<'_>, offset: u64, data: PyBuffer<u8>) -> PyResult<()> {
+        let data = data.to_vec(py)?;
+        self.run(py, |native| native.write_at(offset, &data))
+    }
+
+    /// Attributes by the handle: works after the file lost its last name.
+    fn stat(&self, py: Python<'_>) -> PyResult<Attr> {
+        Ok((&self.run(py, guest::File::stat)?).into())
+    }
+
+    /// Sets the size.
+    fn truncate(&self, py: Python<'_>, size: u64) -> PyResult<()> {
+        self.run(py, |native| native.truncate(size))
+    }
+
+    /// Writes the file out to the host's disk.
+    #[pyo3(signature = (data_only=false))]
+    fn sync(&self, py: Python<'_>, data_only: bool) -> PyResult<()> {
+        self.run(py, |native| native.sync(data_only))
+    }
+
+    /// Reserves or punches room; `mode` of fallocate(2).
+    #[pyo3(signature = (offset, size, mode=0))]
+    fn allocate(&self, py: Python<'_>, offset: u64, size: u64, mode: u32) -> PyResult<()> {
+        self.run(py, |native| native.allocate(mode, offset, size))
+    }
+
+    /// The next data or hole from `offset` on: `whence` is `os.SEEK_DATA` or `os.SEEK_HOLE`.
+    fn seek(&self, py: Python<'_>, offset: u64, whence: i32) -> PyResult<u64> {
+        self.run(py, |native| native.seek(offset, whence))
+    }
+
+    /// Copies on the host, without the data passing through the guest; answers how many bytes were.
+    fn copy_to(&self, py: Python<'_>, offset: u64, to: &File, to_offset: u64, size: u64) -> PyResult<u64> {
+        if std::ptr::eq(self, to) {
+            return self.run(py, |native| native.copy_to(offset, native, to_offset, size));
+        }
+        let copied = py.detach(|| {
+            // In the order of their addresses, so that two copies in opposite directions do not wait for each other.
+            let (mine, theirs);
+            if std::ptr::from_ref(self) < std::ptr::from_ref(to) {
+                mine = self.native.lock();
+                theirs = to.native.lock();
+            } else {
+                theirs = to.native.lock();
+                mine = self.native.lock();
+            }
+            Some(mine.as_ref()?.copy_to(offset, theirs.as_ref()?, to_offset, size))
+        });
+        match copied {
+            Some(result) => result.map_err(|error| errors::of_guest(py, error)),
+            None => Err(PyValueError::new_err("the file is closed")),
+        }
+    }
+
+    /// Closes the file. May be called again.
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        let closed = py.detach(|| self.native.lock().take().map_or(Ok(()), guest::File::close));
+        closed.map_err(|error| errors::of_guest(py, error))
+    }
+
+    fn __enter__(this: Py<Self>) -> Py<Self> {
+        this
+    }
+
+    #[pyo3(signature = (*_args))]
+    fn __exit__(&self, py: Python<'_>, _args: &Bound<'_, PyAny>) -> PyResult<()> {
+        self.close(py)
+    }
+}

@@ -1,0 +1,78 @@
+//! A directory of the host with its settings, as Python describes it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use virtiofs_fuse::FileSystem;
+use virtiofs_hostdir as hostdir;
+
+/// Longer than any guest runs. The kernel takes any number of seconds and cuts it to what its clock can count
+/// (`fuse_time_to_jiffies`, `fs/fuse/dir.c`).
+const FOR_EVER: Duration = Duration::from_secs(u32::MAX as u64);
+
+/// The native file system of a directory. The directory is opened when a server starts with it.
+#[pyclass(frozen, module = "virtiofs._core")]
+pub(crate) struct HostDir {
+    config: hostdir::Config,
+}
+
+impl HostDir {
+    /// A file system for one server.
+    pub(crate) fn open(&self) -> PyResult<Arc<dyn FileSystem>> {
+        Ok(Arc::new(hostdir::HostDir::new(self.config.clone())?))
+    }
+}
+
+#[pymethods]
+impl HostDir {
+    #[new]
+    #[pyo3(signature = (directory, *, attr_timeout, entry_timeout, negative_timeout, open_flags, dir_open_flags, read_only,
+                        writeback, xattr, posix_acl, allow_direct_io, announce_submounts))]
+    #[allow(clippy::too_many_arguments)]
+    fn new(
+        directory: PathBuf,
+        attr_timeout: f64,
+        entry_timeout: f64,
+        negative_timeout: f64,
+        open_flags: u32,
+        dir_open_flags: u32,
+        read_only: bool,
+        writeback: bool,
+        xattr: bool,
+        posix_acl: bool,
+        allow_direct_io: bool,
+        announce_submounts: bool,
+    ) -> PyResult<HostDir> {
+        let effects = hostdir::Effects {
+            entry_ttl: timeout(entry_timeout)?,
+            attr_ttl: timeout(attr_timeout)?,
+            negative_ttl: timeout(negative_timeout)?,
+            open_flags,
+            dir_open_flags,
+            ..hostdir::Effects::default()
+        };
+        let root = directory;
+        Ok(HostDir {
+            config: hostdir::Config {
+                root,
+                effects,
+                read_only,
+                writeback,
+                xattr,
+                posix_acl,
+                allow_direct_io,
+                announce_submounts,
+            },
+        })
+    }
+}
+
+fn timeout(seconds: f64) -> PyResult<Duration> {
+    if seconds.is_nan() || seconds < 0.0 {
+        return Err(PyValueError::new_err(format!("a timeout is in seconds, from 0 on, not {seconds}")));
+    }
+    Ok(Duration::try_from_secs_f64(seconds).unwrap_or(FOR_EVER).min(FOR_EVER))
+}

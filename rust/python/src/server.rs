@@ -1,0 +1,76 @@
+//! A vhost-user server and its threads.
+
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::sync::Arc;
+
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+use virtiofs_device::Identity;
+use virtiofs_device::vhost_user::{Config, Daemon as Native, Source};
+use virtiofs_fuse::{Limits, Server};
+
+use crate::fd;
+use crate::passthrough::HostDir;
+
+/// A running server: it starts as it is made.
+#[pyclass(frozen, module = "virtiofs._core")]
+pub(crate) struct Daemon {
+    native: Native,
+}
+
+#[pymethods]
+impl Daemon {
+    #[new]
+    #[pyo3(signature = (fs, fd, *, tag, request_queues, once, slow_threads, want))]
+    #[allow(clippy::too_many_arguments)]
+    fn new(
+        py: Python<'_>,
+        fs: &HostDir,
+        fd: RawFd,
+        tag: &str,
+        request_queues: u16,
+        once: bool,
+        slow_threads: usize,
+        want: u64,
+    ) -> PyResult<Daemon> {
+        let identity = Identity::new(tag, request_queues).map_err(|error| PyValueError::new_err(error.to_string()))?;
+        let fd = fd::duplicate(fd)?;
+        let config = Config { identity, once, slow_threads };
+        let native = py.detach(|| {
+            let server = Server::new(fs.open()?, Limits { want, ..Limits::default() });
+            Ok::<_, PyErr>(Native::start(Arc::new(server), Source::from_fd(fd)?, config)?)
+        })?;
+        Ok(Daemon { native })
+    }
+
+    /// Ends the session of a guest, answers what is in flight, and joins all threads. May be called again.
+    fn stop(&self, py: Python<'_>) {
+        py.detach(|| self.native.stop());
+    }
+
+    /// A descriptor that becomes readable when the server has ended.
+    fn fileno(&self) -> RawFd {
+        self.native.as_fd().as_raw_fd()
+    }
+
+    /// The counters, by name.
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let (stats, metrics) = (self.native.stats(), self.native.server().metrics());
+        let (requests, errors) = (PyDict::new(py), PyDict::new(py));
+        for (name, asked, failed) in metrics.operations() {
+            requests.set_item(name, asked)?;
+            if failed > 0 {
+                errors.set_item(name, failed)?;
+            }
+        }
+        let all = PyDict::new(py);
+        all.set_item("connections", stats.connections)?;
+        all.set_item("connected", stats.connected)?;
+        all.set_item("requests", requests)?;
+        all.set_item("errors", errors)?;
+        all.set_item("malformed", metrics.malformed())?;
+        all.set_item("panics", metrics.panics())?;
+        Ok(all)
+    }
+}
