@@ -72,8 +72,14 @@ impl<'a> Piece<'a> {
     }
 }
 
-/// preadv2(2) into guest memory. `offset` must not exceed `i64::MAX`; EINVAL otherwise, from the kernel.
+/// An offset as the kernel takes it. It takes -1 for "where the descriptor stands", which no request means.
+fn position(offset: u64) -> Result<i64> {
+    i64::try_from(offset).map_err(|_| Errno::INVAL)
+}
+
+/// preadv2(2) into guest memory; EINVAL for an offset beyond `i64::MAX`.
 pub(crate) fn preadv2(fd: BorrowedFd<'_>, piece: &Piece<'_>, offset: u64, flags: c_int) -> Result<usize> {
+    let offset = position(offset)?;
     piece.with(|iovecs, count| {
         // SAFETY: `Segments` promises that its iovecs are mapped and writable for as long as it is borrowed, which `piece` is, and that
         // only the kernel touches what they point to; the array itself is a live slice. A 64-bit kernel takes the offset
@@ -84,6 +90,7 @@ pub(crate) fn preadv2(fd: BorrowedFd<'_>, piece: &Piece<'_>, offset: u64, flags:
 
 /// pwritev2(2) from guest memory.
 pub(crate) fn pwritev2(fd: BorrowedFd<'_>, piece: &Piece<'_>, offset: u64, flags: c_int) -> Result<usize> {
+    let offset = position(offset)?;
     piece.with(|iovecs, count| {
         // SAFETY: as for `preadv2`; the kernel only reads what the iovecs point to.
         check(unsafe { libc::syscall(libc::SYS_pwritev2, fd.as_raw_fd(), iovecs, count, offset, 0_i64, flags) })
@@ -124,6 +131,13 @@ pub(crate) fn unshare_fs() -> Result<()> {
 pub(crate) fn fchmod_path(fd: BorrowedFd<'_>, mode: u32) -> Result<()> {
     // SAFETY: the path is a NUL-terminated constant; the rest are numbers.
     check(unsafe { libc::syscall(SYS_FCHMODAT2, fd.as_raw_fd(), c"".as_ptr(), mode, libc::AT_EMPTY_PATH) }).map(drop)
+}
+
+/// faccessat2(2) with the ids and capabilities that file access goes by, on the descriptor itself, O_PATH included (Linux 5.8).
+pub(crate) fn access(fd: BorrowedFd<'_>, mask: u32) -> Result<()> {
+    const FLAGS: c_int = libc::AT_EMPTY_PATH | libc::AT_EACCESS;
+    // SAFETY: the path is a NUL-terminated constant; the rest are numbers.
+    check(unsafe { libc::syscall(libc::SYS_faccessat2, fd.as_raw_fd(), c"".as_ptr(), mask, FLAGS) }).map(drop)
 }
 
 /// `struct xattr_args` of `include/uapi/linux/xattr.h`.

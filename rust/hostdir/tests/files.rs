@@ -1,0 +1,468 @@
+//! Files are created, opened, read and written as a local disk would have it.
+
+mod common;
+
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::time::Duration;
+
+use common::*;
+use virtiofs_fuse::wire::*;
+use virtiofs_fuse::{Context, Creation, Error, FileSystem, Segments};
+use virtiofs_hostdir::{Config, Effects};
+
+#[test]
+fn what_is_written_is_read_whatever_the_pieces() {
+    let share = share();
+    let (_, open) = share.create(&ROOT, c"f", libc::O_RDWR, 0o600).unwrap();
+    let mut data: Vec<u8> = (0..100_000u32).flat_map(u32::to_le_bytes).collect();
+    // Pieces of odd sizes, empty ones among them, more than one call takes.
+    let mut parts: Vec<&mut [u8]> = Vec::new();
+    let (mut rest, mut size) = (&mut data[..], 0);
+    while !rest.is_empty() {
+        let (part, tail) = rest.split_at_mut(size.min(rest.len()));
+        parts.push(part);
+        (rest, size) = (tail, (size + 1) % 300);
+    }
+    let (vecs, len) = iovecs(&mut parts);
+    assert!(vecs.len() > 2 * libc::UIO_MAXIOV as usize);
+    let args = WriteIn { fh: open.fh, offset: 5, size: len as u32, ..WriteIn::default() };
+    assert_eq!(share.fs.write(&ROOT, 0, &args, Segments::new(&vecs, len)), Ok(len));
+    assert_eq!(std::fs::read(share.path("f")).unwrap()[5..], data);
+
+    let mut back = vec![0u8; data.len() + 1000];
+    let mut parts: Vec<&mut [u8]> = back.chunks_mut(97).collect();
+    let (vecs, room) = iovecs(&mut parts);
+    let args = ReadIn { fh: open.fh, offset: 5, size: room as u32, ..ReadIn::default() };
+    assert_eq!(share.fs.read(&ROOT, 0, &args, Segments::new(&vecs, room)), Ok(len), "short at the end of the file");
+    assert_eq!(back[..len], data);
+    assert_eq!(share.read(open.fh, 10 << 20, 10).unwrap(), b"");
+    assert_eq!(share.read(open.fh, 0, 0).unwrap(), b"");
+    assert_eq!(share.write(open.fh, 0, b"").unwrap(), 0);
+    is(share.read(open.fh, u64::MAX, 10), libc::EINVAL);
+    is(share.write(open.fh, u64::MAX - 3, b"0123456789"), libc::EINVAL);
+}
+
+#[test]
+fn a_read_that_may_not_block_answers_from_the_page_cache_or_not_at_all() {
+    let share = share();
+    let data = vec![7; 1 << 20];
+    std::fs::write(share.path("f"), &data).unwrap();
+    let fh = share.open(share.node("f"), libc::O_RDONLY).unwrap();
+    let quick = Context { may_block: false, ..ROOT };
+    assert_eq!(share.read_with(&quick, fh, 4096, 8192).unwrap(), data[..8192]);
+    assert_eq!(share.read_with(&quick, fh, (1 << 20) - 10, 100).unwrap(), data[..10]);
+    let file = std::fs::File::open(share.path("f")).unwrap();
+    file.sync_all().unwrap();
+    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+    match share.read_with(&quick, fh, 0, 1 << 20) {
+        Err(Error::WouldBlock) => {}
+        // tmpfs has nothing but its page cache, and other threads may have read.
+        result => assert_eq!(result.unwrap(), data),
+    }
+    assert_eq!(share.read_with(&ROOT, fh, 0, 1 << 20).unwrap(), data);
+}
+
+#[test]
+fn create_makes_opens_truncates_or_refuses() {
+    let share = share();
+    let (entry, open) = share.create(&ROOT, c"f", libc::O_RDWR | libc::O_EXCL, 0o640).unwrap();
+    assert_eq!(entry.attr.mode, libc::S_IFREG | 0o640);
+    share.write(open.fh, 0, b"0123456789").unwrap();
+    is(share.create(&ROOT, c"f", libc::O_RDWR | libc::O_EXCL, 0o600), libc::EEXIST);
+    let (again, second) = share.create(&ROOT, c"f", libc::O_RDONLY, 0o600).unwrap();
+    assert_eq!((again.nodeid, again.attr.size, again.attr.mode & 0o777), (entry.nodeid, 10, 0o640));
+    assert_eq!(share.read(second.fh, 0, 100).unwrap(), b"0123456789");
+    is(share.write(second.fh, 0, b"x"), libc::EBADF);
+    let (emptied, third) = share.create(&ROOT, c"f", libc::O_WRONLY | libc::O_TRUNC, 0o600).unwrap();
+    assert_eq!((emptied.nodeid, emptied.attr.size), (entry.nodeid, 0));
+    for fh in [open.fh, second.fh, third.fh] {
+        share.release(fh);
+    }
+    share.fs.forget(entry.nodeid, 3);
+    assert_eq!((share.fs.nodes(), share.fs.handles()), (1, 0));
+    is(share.create(&ROOT, c"g", libc::O_ACCMODE, 0o600), libc::EINVAL);
+}
+
+/// The guest looks again when it hears ESTALE, and then sees what is there. Nothing blocks, nothing is followed.
+#[test]
+fn create_on_what_is_no_file_makes_the_guest_look_again() {
+    let share = share();
+    let outside = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink(outside.path().join("new"), share.path("link")).unwrap();
+    std::fs::create_dir(share.path("dir")).unwrap();
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        share.path("fifo"),
+        rustix::fs::FileType::Fifo,
+        rustix::fs::Mode::from_raw_mode(0o600),
+        0,
+    )
+    .unwrap();
+    for name in [c"link", c"dir", c"fifo"] {
+        is(share.create(&ROOT, name, libc::O_WRONLY, 0o600), libc::ESTALE);
+        is(share.create(&ROOT, name, libc::O_WRONLY | libc::O_EXCL, 0o600), libc::EEXIST);
+    }
+    let fifo = share.node("fifo");
+    is(share.open(fifo, libc::O_RDONLY), libc::ENXIO);
+    is(share.open(share.node("dir"), libc::O_RDONLY), libc::EISDIR);
+    share.fs.forget(fifo, 1);
+    assert_eq!(std::fs::read_dir(outside.path()).unwrap().count(), 0);
+    assert_eq!(share.fs.nodes(), 2, "the directory, looked up just now");
+}
+
+#[test]
+fn open_flags_of_the_share_reach_the_guest_and_noflush_only_readers() {
+    let effects = Effects {
+        open_flags: fopen::KEEP_CACHE | fopen::NOFLUSH,
+        dir_open_flags: fopen::CACHE_DIR,
+        ..Effects::default()
+    };
+    let share = Share::with(Config { effects, ..config() }, 0);
+    let (entry, open) = share.create(&ROOT, c"f", libc::O_RDWR, 0o600).unwrap();
+    assert_eq!(open.open_flags, fopen::KEEP_CACHE);
+    let open = share.fs.open(&ROOT, entry.nodeid, libc::O_RDONLY as u32, false).unwrap();
+    assert_eq!(open.open_flags, fopen::KEEP_CACHE | fopen::NOFLUSH);
+    assert_eq!(share.fs.opendir(&ROOT, ROOT_ID, 0).unwrap().open_flags, fopen::CACHE_DIR);
+    is(share.fs.opendir(&ROOT, entry.nodeid, 0), libc::ENOTDIR);
+}
+
+#[test]
+fn appends_go_to_the_end_that_the_host_sees() {
+    let share = share();
+    let (entry, open) = share.create(&ROOT, c"f", libc::O_WRONLY | libc::O_APPEND, 0o600).unwrap();
+    share.write_with(open.fh, 0, b"one,", 0, libc::O_APPEND).unwrap();
+    // Another guest appends; this one still believes in its own size.
+    let other = share.open(entry.nodeid, libc::O_WRONLY | libc::O_APPEND).unwrap();
+    share.write_with(other, 4, b"two,", 0, libc::O_APPEND).unwrap();
+    share.write_with(open.fh, 4, b"three", 0, libc::O_APPEND).unwrap();
+    assert_eq!(std::fs::read(share.path("f")).unwrap(), b"one,two,three");
+    // Pages that are written back have a place, whatever the file was opened with.
+    share.write_with(open.fh, 0, b"ONE", bits::WRITE_CACHE, libc::O_APPEND).unwrap();
+    assert_eq!(std::fs::read(share.path("f")).unwrap(), b"ONE,two,three");
+}
+
+#[test]
+fn a_guest_that_holds_dirty_pages_can_read_what_it_opened_for_writing() {
+    let share = Share::with(Config { writeback: true, ..config() }, init::WRITEBACK_CACHE);
+    let (entry, open) = share.create(&ROOT, c"f", libc::O_WRONLY | libc::O_APPEND, 0o600).unwrap();
+    share.write_with(open.fh, 3, b"abc", bits::WRITE_CACHE, 0).unwrap();
+    assert_eq!(share.read(open.fh, 0, 10).unwrap(), b"\0\0\0abc");
+    share.write_with(open.fh, 0, b"xyz", 0, libc::O_APPEND).unwrap();
+    assert_eq!(share.read(open.fh, 0, 10).unwrap(), b"xyzabc", "the offset is the guest's");
+    let fh = share.open(entry.nodeid, libc::O_WRONLY).unwrap();
+    assert_eq!(share.read(fh, 0, 3).unwrap(), b"xyz");
+
+    let without = Share::with(Config { writeback: true, ..config() }, 0);
+    let (_, open) = without.create(&ROOT, c"f", libc::O_WRONLY, 0o600).unwrap();
+    is(without.read(open.fh, 0, 1), libc::EBADF);
+}
+
+#[test]
+fn o_direct_ends_at_the_guest_unless_the_share_lets_it_pass() {
+    let share = share();
+    let (_, open) = share.create(&ROOT, c"f", libc::O_RDWR | libc::O_DIRECT, 0o600).unwrap();
+    assert_eq!(share.write(open.fh, 1, b"unaligned").unwrap(), 9);
+
+    // On a file system that has O_DIRECT and its alignment: the build directory's, as /tmp may be a tmpfs.
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let share = Share::within(dir, Config { allow_direct_io: true, ..config() }, 0);
+    let (_, open) = match share.create(&ROOT, c"f", libc::O_RDWR | libc::O_DIRECT, 0o600) {
+        Err(Error::Errno(libc::EINVAL)) => return eprintln!("skipped: no O_DIRECT here"),
+        result => result.unwrap(),
+    };
+    share.write_with(open.fh, 1, b"from the guest's cache", bits::WRITE_CACHE, 0).unwrap();
+    share.write_with(open.fh, 0, b"F", bits::WRITE_CACHE, 0).unwrap();
+    assert_eq!(std::fs::read(share.path("f")).unwrap(), b"Ffrom the guest's cache");
+    let mut memory = vec![0u8; 3 * 4096];
+    let skip = memory.as_ptr().align_offset(4096);
+    let (vecs, len) = iovecs(&mut [&mut memory[skip..skip + 8192]]);
+    let args = ReadIn { fh: open.fh, offset: 0, size: len as u32, ..ReadIn::default() };
+    assert_eq!(share.fs.read(&ROOT, 0, &args, Segments::new(&vecs, len)), Ok(23), "the end of the file is unaligned");
+    assert_eq!(memory[skip..skip + 23], *b"Ffrom the guest's cache");
+}
+
+#[test]
+fn a_file_without_a_name_can_be_given_one() {
+    let share = share();
+    let new = Creation::default();
+    let made = share.fs.tmpfile(&ROOT, ROOT_ID, libc::O_RDWR as u32, 0o600, &new);
+    let (entry, open) = match made {
+        Err(Error::Errno(libc::EOPNOTSUPP)) => return eprintln!("skipped: no O_TMPFILE here"),
+        result => result.unwrap(),
+    };
+    assert_eq!((entry.attr.nlink, entry.attr.mode), (0, libc::S_IFREG | 0o600));
+    share.write(open.fh, 0, b"data").unwrap();
+    assert_eq!(names(&share.list(ROOT_ID, false, 4096)), [".", ".."]);
+    assert_eq!(share.fs.link(&ROOT, entry.nodeid, ROOT_ID, c"named").unwrap().attr.nlink, 1);
+    assert_eq!(std::fs::read(share.path("named")).unwrap(), b"data");
+    let never = (libc::O_RDWR | libc::O_EXCL) as u32;
+    let (entry, _) = share.fs.tmpfile(&ROOT, ROOT_ID, never, 0o600, &new).unwrap();
+    is(share.fs.link(&ROOT, entry.nodeid, ROOT_ID, c"other"), libc::ENOENT);
+    is(share.fs.tmpfile(&ROOT, ROOT_ID, libc::O_RDONLY as u32, 0o600, &new), libc::EINVAL);
+}
+
+#[test]
+fn all_kinds_of_nodes_are_made() {
+    let share = share();
+    let new = Creation { umask: 0o027, ..Creation::default() };
+    let dir = share.fs.mkdir(&ROOT, ROOT_ID, c"d", 0o777, &new).unwrap();
+    assert_eq!(dir.attr.mode, libc::S_IFDIR | 0o750);
+    let link = share.fs.symlink(&ROOT, dir.nodeid, c"l", c"some/where", &new).unwrap();
+    assert_eq!((link.attr.mode & libc::S_IFMT, link.attr.size), (libc::S_IFLNK, 10));
+    let mut kinds = vec![libc::S_IFREG, libc::S_IFIFO, libc::S_IFSOCK];
+    if is_root() {
+        kinds.extend([libc::S_IFCHR, libc::S_IFBLK]);
+    } else {
+        eprintln!("without devices: needs root");
+    }
+    for kind in kinds {
+        let made = share.fs.mknod(&ROOT, dir.nodeid, c"n", kind | 0o666, 0x0010_0203, &new).unwrap();
+        assert_eq!(made.attr.mode, kind | 0o640);
+        if kind == libc::S_IFCHR || kind == libc::S_IFBLK {
+            assert_eq!(made.attr.rdev, 0x0010_0203);
+        }
+        is(share.fs.mknod(&ROOT, dir.nodeid, c"n", kind, 0, &new), libc::EEXIST);
+        share.fs.unlink(&ROOT, dir.nodeid, c"n").unwrap();
+    }
+    is(share.fs.mknod(&ROOT, dir.nodeid, c"n", libc::S_IFDIR, 0, &new), libc::EINVAL);
+    is(share.fs.rmdir(&ROOT, ROOT_ID, c"d"), libc::ENOTEMPTY);
+    is(share.fs.unlink(&ROOT, ROOT_ID, c"d"), libc::EISDIR);
+    share.fs.unlink(&ROOT, dir.nodeid, c"l").unwrap();
+    share.fs.rmdir(&ROOT, ROOT_ID, c"d").unwrap();
+    is(share.fs.mkdir(&ROOT, dir.nodeid, c"late", 0o777, &new), libc::ENOENT);
+}
+
+#[test]
+fn renames_exchange_spare_and_leave_whiteouts() {
+    let share = share();
+    std::fs::write(share.path("a"), "a").unwrap();
+    std::fs::write(share.path("b"), "b").unwrap();
+    std::fs::create_dir(share.path("d")).unwrap();
+    let (a, b, d) = (share.node("a"), share.node("b"), share.node("d"));
+    let rename = |from, to, flags| share.fs.rename(&ROOT, ROOT_ID, from, ROOT_ID, to, flags);
+    is(rename(c"a", c"b", libc::RENAME_NOREPLACE), libc::EEXIST);
+    rename(c"a", c"b", libc::RENAME_EXCHANGE).unwrap();
+    assert_eq!((share.node("a"), share.node("b")), (b, a));
+    share.fs.rename(&ROOT, ROOT_ID, c"a", d, c"moved", 0).unwrap();
+    assert_eq!(share.lookup(d, c"moved").unwrap().nodeid, b);
+    is(rename(c"a", c"x", 0), libc::ENOENT);
+    is(rename(c"b", c"x", 1 << 7), libc::EINVAL);
+    is(rename(c"d", c"b", 0), libc::ENOTDIR);
+    rename(c"d", c"e", 0).unwrap();
+    assert_eq!(share.lookup(d, c"moved").unwrap().nodeid, b, "a node is no path");
+    if is_root() {
+        match rename(c"b", c"c", libc::RENAME_WHITEOUT) {
+            Err(Error::Errno(libc::EINVAL)) => eprintln!("without whiteouts: not on this file system"),
+            result => {
+                result.unwrap();
+                let white = share.lookup(ROOT_ID, c"b").unwrap().attr;
+                assert_eq!((white.mode & libc::S_IFMT, white.rdev), (libc::S_IFCHR, 0));
+            }
+        }
+    }
+}
+
+#[test]
+fn attributes_are_set_one_by_one_and_all_come_back() {
+    let share = share();
+    std::fs::write(share.path("f"), "0123456789").unwrap();
+    let node = share.node("f");
+    let set = |args: SetattrIn| share.fs.setattr(&ROOT, node, &args).map(|out| out.attr);
+    assert_eq!(
+        set(SetattrIn { valid: fattr::MODE, mode: 0o100_751, ..SetattrIn::default() }).unwrap().mode & 0o7777,
+        0o751
+    );
+    let shrunk = set(SetattrIn { valid: fattr::SIZE, size: 4, ..SetattrIn::default() }).unwrap();
+    assert_eq!((shrunk.size, shrunk.mode & 0o7777), (4, 0o751));
+    is(set(SetattrIn { valid: fattr::SIZE, size: u64::MAX, ..SetattrIn::default() }), libc::EFBIG);
+    let times = SetattrIn {
+        valid: fattr::ATIME | fattr::MTIME | fattr::CTIME,
+        atime: 1_000_000_000,
+        atimensec: 123_456_000,
+        mtime: (-5i64) as u64,
+        ctime: 7,
+        ..SetattrIn::default()
+    };
+    let out = set(times).unwrap();
+    assert_eq!((out.atime, out.atimensec, out.mtime as i64), (1_000_000_000, 123_456_000, -5));
+    assert!(out.ctime > 1_000_000_000, "the host keeps ctime");
+    let now = fattr::MTIME | fattr::MTIME_NOW;
+    let out = set(SetattrIn { valid: now, ..SetattrIn::default() }).unwrap();
+    assert!(out.mtime > 1_500_000_000 && out.atime == 1_000_000_000);
+    is(set(SetattrIn { valid: fattr::UID, uid: u32::MAX, ..SetattrIn::default() }), libc::EINVAL);
+    assert_eq!(set(SetattrIn::default()).unwrap().size, 4);
+
+    std::os::unix::fs::symlink("f", share.path("l")).unwrap();
+    let link = share.node("l");
+    share.fs.setattr(&ROOT, link, &times).unwrap();
+    assert_eq!(std::fs::symlink_metadata(share.path("l")).unwrap().atime(), 1_000_000_000);
+    assert!(std::fs::metadata(share.path("f")).unwrap().mtime() > 1_500_000_000, "the link's target is left alone");
+    is(
+        share.fs.setattr(&ROOT, link, &SetattrIn { valid: fattr::MODE, mode: 0, ..SetattrIn::default() }),
+        libc::EOPNOTSUPP,
+    );
+    let size = SetattrIn { valid: fattr::SIZE, ..SetattrIn::default() };
+    is(share.fs.setattr(&ROOT, link, &size), libc::ELOOP);
+    is(share.fs.setattr(&ROOT, ROOT_ID, &size), libc::EISDIR);
+}
+
+#[test]
+fn statx_tells_the_birth_and_claims_no_more_than_it_fills() {
+    let share = share();
+    std::fs::write(share.path("f"), "abc").unwrap();
+    let node = share.node("f");
+    let out = share.fs.statx(&ROOT, node, None, u32::MAX).unwrap();
+    let host = std::fs::metadata(share.path("f")).unwrap();
+    assert_eq!((out.stat.ino, out.stat.size, u32::from(out.stat.mode)), (host.ino(), 3, host.mode()));
+    assert_eq!(out.attr_valid, 2);
+    assert_eq!(out.stat.mask & !0xfff, 0);
+    if let Ok(birth) = host.created() {
+        let since = birth.duration_since(std::time::UNIX_EPOCH).unwrap();
+        assert_eq!(out.stat.btime.tv_sec as u64, since.as_secs());
+        assert_ne!(out.stat.mask & 0x800, 0);
+    }
+}
+
+#[test]
+fn holes_space_and_copies() {
+    let share = share();
+    let (from, open) = share.create(&ROOT, c"f", libc::O_RDWR, 0o600).unwrap();
+    share.write(open.fh, 1 << 20, b"data").unwrap();
+    let seek = |offset, whence: i32| share.fs.lseek(&ROOT, from.nodeid, open.fh, offset, whence as u32);
+    assert_eq!(seek(0, libc::SEEK_HOLE).unwrap(), 0);
+    assert_eq!(seek(0, libc::SEEK_DATA).unwrap(), 1 << 20);
+    is(seek(2 << 20, libc::SEEK_DATA), libc::ENXIO);
+    is(seek(u64::MAX, libc::SEEK_HOLE), libc::ENXIO);
+    is(seek(0, libc::SEEK_SET), libc::EINVAL);
+
+    let allocate = |mode, offset, length| {
+        let args = FallocateIn { fh: open.fh, offset, length, mode, padding: 0 };
+        share.fs.fallocate(&ROOT, from.nodeid, &args)
+    };
+    allocate(0, 0, 2 << 20).unwrap();
+    assert_eq!(share.attr(from.nodeid).size, 2 << 20);
+    allocate((libc::FALLOC_FL_KEEP_SIZE) as u32, 2 << 20, 4096).unwrap();
+    assert_eq!(share.attr(from.nodeid).size, 2 << 20);
+    allocate((libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE) as u32, 0, 2 << 20).unwrap();
+    assert_eq!(share.read(open.fh, 1 << 20, 4).unwrap(), [0; 4]);
+    is(allocate(0, 0, 0), libc::EINVAL);
+
+    share.write(open.fh, 0, b"0123456789").unwrap();
+    let (to, target) = share.create(&ROOT, c"g", libc::O_RDWR, 0o600).unwrap();
+    let mut args = CopyFileRangeIn {
+        fh_in: open.fh,
+        off_in: 2,
+        nodeid_out: to.nodeid,
+        fh_out: target.fh,
+        off_out: 1,
+        len: 5,
+        flags: 0,
+    };
+    assert_eq!(share.fs.copy_file_range(&ROOT, from.nodeid, &args), Ok(5));
+    assert_eq!(std::fs::read(share.path("g")).unwrap(), b"\x0023456");
+    args.flags = 1;
+    is(share.fs.copy_file_range(&ROOT, from.nodeid, &args), libc::EINVAL);
+    for datasync in [false, true] {
+        share.fs.fsync(&ROOT, from.nodeid, open.fh, datasync).unwrap();
+    }
+    share.fs.flush(&ROOT, from.nodeid, &FlushIn { fh: open.fh, ..FlushIn::default() }).unwrap();
+    assert_eq!(share.fs.handles(), 2);
+}
+
+#[test]
+fn a_read_only_share_refuses_every_change() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("f"), "abc").unwrap();
+    std::fs::create_dir(dir.path().join("d")).unwrap();
+    let share = Share::within(dir, Config { read_only: true, ..config() }, 0);
+    assert!(share.fs.read_only());
+    let (node, new) = (share.node("f"), Creation::default());
+    for flags in [libc::O_WRONLY, libc::O_RDWR, libc::O_RDONLY | libc::O_TRUNC] {
+        is(share.open(node, flags), libc::EROFS);
+    }
+    is(share.create(&ROOT, c"f", libc::O_RDONLY, 0o600), libc::EROFS);
+    is(share.fs.tmpfile(&ROOT, ROOT_ID, libc::O_RDWR as u32, 0o600, &new), libc::EROFS);
+    is(share.fs.mkdir(&ROOT, ROOT_ID, c"x", 0o700, &new), libc::EROFS);
+    is(share.fs.mknod(&ROOT, ROOT_ID, c"x", libc::S_IFREG, 0, &new), libc::EROFS);
+    is(share.fs.symlink(&ROOT, ROOT_ID, c"x", c"y", &new), libc::EROFS);
+    is(share.fs.unlink(&ROOT, ROOT_ID, c"f"), libc::EROFS);
+    is(share.fs.rmdir(&ROOT, ROOT_ID, c"d"), libc::EROFS);
+    is(share.fs.rename(&ROOT, ROOT_ID, c"f", ROOT_ID, c"g", 0), libc::EROFS);
+    is(share.fs.link(&ROOT, node, ROOT_ID, c"g"), libc::EROFS);
+    is(share.fs.setattr(&ROOT, node, &SetattrIn::default()), libc::EROFS);
+    is(share.fs.setxattr(&ROOT, node, c"user.x", b"", 0, false), libc::EROFS);
+    is(share.fs.removexattr(&ROOT, node, c"user.x"), libc::EROFS);
+    let fh = share.open(node, libc::O_RDONLY).unwrap();
+    is(share.write(fh, 0, b"x"), libc::EBADF);
+    assert_eq!(share.read(fh, 0, 10).unwrap(), b"abc");
+    let dir = share.opendir(ROOT_ID);
+    let set = IoctlIn { fh: dir, flags: bits::IOCTL_DIR, cmd: 0x4008_6602, ..IoctlIn::default() };
+    is(share.fs.ioctl(&ROOT, ROOT_ID, &set, &[0; 8], &mut Vec::new()), libc::EROFS);
+}
+
+#[test]
+fn a_file_that_only_grows_can_be_appended_to() {
+    needs_root!();
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let share = Share::within(dir, config(), 0);
+    let (entry, open) = share.create(&ROOT, c"log", libc::O_RDWR, 0o600).unwrap();
+    let ioctl = |cmd, input: &[u8]| {
+        let args = IoctlIn { fh: open.fh, cmd, out_size: 4, ..IoctlIn::default() };
+        let mut out = Vec::new();
+        share.fs.ioctl(&ROOT, entry.nodeid, &args, input, &mut out).map(|result| (result, out))
+    };
+    let (get, set) = (0x8008_6601, 0x4008_6602);
+    let flags = match ioctl(get, &[]) {
+        Err(Error::Errno(libc::ENOTTY | libc::EOPNOTSUPP)) => return eprintln!("skipped: no file attributes here"),
+        result => result.unwrap().1,
+    };
+    assert_eq!(flags.len(), 4);
+    let flags = u32::from_le_bytes(flags.try_into().unwrap());
+    const APPEND: u32 = 0x20;
+    ioctl(set, &(flags | APPEND).to_le_bytes()).unwrap();
+    is(share.open(entry.nodeid, libc::O_WRONLY), libc::EPERM);
+    let fh = share.open(entry.nodeid, libc::O_WRONLY | libc::O_APPEND).unwrap();
+    share.write_with(fh, 0, b"line", 0, libc::O_APPEND).unwrap();
+    ioctl(set, &flags.to_le_bytes()).unwrap();
+    assert_eq!(std::fs::read(share.path("log")).unwrap(), b"line");
+    is(ioctl(set, b""), libc::EINVAL);
+    // FIONREAD and TIOCSTI stand for all the others.
+    for cmd in [0x541b, 0x5412, 0] {
+        is(ioctl(cmd, &[0; 8]), libc::ENOTTY);
+    }
+}
+
+#[test]
+fn the_share_tells_its_space() {
+    let share = share();
+    let told = share.fs.statfs(&ROOT, ROOT_ID).unwrap();
+    let host = rustix::fs::statvfs(share.path("").as_path()).unwrap();
+    assert_eq!((told.blocks, u64::from(told.frsize)), (host.f_blocks, host.f_frsize));
+    assert_eq!(u64::from(told.namelen), host.f_namemax);
+    share.fs.syncfs(&ROOT, ROOT_ID).unwrap();
+}
+
+#[test]
+fn access_asks_the_host_for_this_caller() {
+    needs_root!();
+    let share = share();
+    std::fs::set_permissions(share.path(""), PermissionsExt::from_mode(0o755)).unwrap();
+    std::fs::write(share.path("f"), "").unwrap();
+    std::fs::set_permissions(share.path("f"), PermissionsExt::from_mode(0o640)).unwrap();
+    let node = share.node("f");
+    share.fs.access(&ROOT, node, (libc::R_OK | libc::W_OK) as u32).unwrap();
+    is(share.fs.access(&USER, node, libc::R_OK as u32), libc::EACCES);
+    is(share.fs.access(&ROOT, node, libc::X_OK as u32), libc::EACCES);
+    share.fs.access(&USER, node, libc::F_OK as u32).unwrap();
+    is(share.fs.access(&ROOT, node, 0x100), libc::EINVAL);
+}
+
+#[test]
+fn attribute_times_of_the_share_are_in_every_answer() {
+    let effects = Effects { attr_ttl: Duration::from_millis(750), ..Effects::default() };
+    let share = Share::with(Config { effects, ..config() }, 0);
+    let out = share.fs.getattr(&ROOT, ROOT_ID, None).unwrap();
+    assert_eq!((out.attr_valid, out.attr_valid_nsec), (0, 750_000_000));
+    let out = share.fs.setattr(&ROOT, ROOT_ID, &SetattrIn::default()).unwrap();
+    assert_eq!((out.attr_valid, out.attr_valid_nsec), (0, 750_000_000));
+}

@@ -1,0 +1,111 @@
+//! Extended attributes of inodes of all types.
+
+mod common;
+
+use common::*;
+use virtiofs_fuse::FileSystem;
+use virtiofs_fuse::wire::*;
+use virtiofs_hostdir::Config;
+
+fn get(share: &Share, node: u64, name: &std::ffi::CStr) -> virtiofs_fuse::Result<Vec<u8>> {
+    let mut value = vec![0; 70_000];
+    let length = share.fs.getxattr(&ROOT, node, name, &mut value)?;
+    value.truncate(length);
+    Ok(value)
+}
+
+fn list(share: &Share, node: u64) -> Vec<u8> {
+    let mut names = vec![0; 70_000];
+    let length = share.fs.listxattr(&ROOT, node, &mut names).unwrap();
+    assert_eq!(share.fs.listxattr(&ROOT, node, &mut []), Ok(length), "the size alone");
+    names.truncate(length);
+    names
+}
+
+#[test]
+fn values_are_set_read_listed_and_removed() {
+    let share = share();
+    std::fs::write(share.path("f"), "").unwrap();
+    std::fs::create_dir(share.path("d")).unwrap();
+    for node in [share.node("f"), share.node("d"), ROOT_ID] {
+        is(get(&share, node, c"user.a"), libc::ENODATA);
+        match share.fs.setxattr(&ROOT, node, c"user.a", b"value", libc::XATTR_CREATE as u32, false) {
+            Err(virtiofs_fuse::Error::Errno(libc::EOPNOTSUPP)) => return eprintln!("skipped: no user attributes here"),
+            result => result.unwrap(),
+        }
+        is(share.fs.setxattr(&ROOT, node, c"user.a", b"", libc::XATTR_CREATE as u32, false), libc::EEXIST);
+        is(share.fs.setxattr(&ROOT, node, c"user.b", b"", libc::XATTR_REPLACE as u32, false), libc::ENODATA);
+        assert_eq!(share.fs.getxattr(&ROOT, node, c"user.a", &mut []), Ok(5), "the size alone");
+        is(share.fs.getxattr(&ROOT, node, c"user.a", &mut [0; 4]), libc::ERANGE);
+        assert_eq!(get(&share, node, c"user.a").unwrap(), b"value");
+        share.fs.setxattr(&ROOT, node, c"user.empty", b"", 0, false).unwrap();
+        assert_eq!(get(&share, node, c"user.empty").unwrap(), b"");
+        let names = list(&share, node);
+        let mut names: Vec<_> = names.split(|&byte| byte == 0).filter(|name| name.starts_with(b"user.")).collect();
+        names.sort();
+        assert_eq!(names, [&b"user.a"[..], b"user.empty"]);
+        is(share.fs.listxattr(&ROOT, node, &mut [0; 3]), libc::ERANGE);
+        share.fs.removexattr(&ROOT, node, c"user.a").unwrap();
+        is(share.fs.removexattr(&ROOT, node, c"user.a"), libc::ENODATA);
+        share.fs.removexattr(&ROOT, node, c"user.empty").unwrap();
+    }
+}
+
+#[test]
+fn symlinks_and_special_files_have_their_own() {
+    needs_root!();
+    let share = share();
+    std::fs::write(share.path("f"), "").unwrap();
+    std::os::unix::fs::symlink("f", share.path("l")).unwrap();
+    let new = virtiofs_fuse::Creation::default();
+    let fifo = share.fs.mknod(&ROOT, ROOT_ID, c"p", libc::S_IFIFO, 0, &new).unwrap().nodeid;
+    for node in [share.node("l"), fifo] {
+        match share.fs.setxattr(&ROOT, node, c"trusted.x", b"own", 0, false) {
+            Err(virtiofs_fuse::Error::Errno(libc::EOPNOTSUPP)) => {
+                return eprintln!("skipped: no trusted attributes here");
+            }
+            result => result.unwrap(),
+        }
+        assert_eq!(get(&share, node, c"trusted.x").unwrap(), b"own");
+        assert_eq!(list(&share, node), b"trusted.x\0");
+        is(share.fs.setxattr(&ROOT, node, c"user.x", b"", 0, false), libc::EPERM);
+        share.fs.removexattr(&ROOT, node, c"trusted.x").unwrap();
+    }
+    is(get(&share, share.node("f"), c"trusted.x"), libc::ENODATA);
+}
+
+#[test]
+fn what_the_share_does_not_serve_is_not_supported_and_not_listed() {
+    let share = Share::with(Config { xattr: false, ..config() }, 0);
+    std::fs::write(share.path("f"), "").unwrap();
+    let node = share.node("f");
+    is(get(&share, node, c"user.a"), libc::EOPNOTSUPP);
+    is(share.fs.setxattr(&ROOT, node, c"user.a", b"", 0, false), libc::EOPNOTSUPP);
+    is(share.fs.removexattr(&ROOT, node, c"user.a"), libc::EOPNOTSUPP);
+    is(share.fs.listxattr(&ROOT, node, &mut []), libc::EOPNOTSUPP);
+
+    // ACLs that a guest has not negotiated are nothing that it may see, let alone set.
+    let acl: Vec<u8> = {
+        let mut acl = 2u32.to_le_bytes().to_vec();
+        for (tag, permissions, id) in
+            [(1u16, 6u16, u32::MAX), (2, 4, 77), (4, 4, u32::MAX), (0x10, 4, u32::MAX), (0x20, 0, u32::MAX)]
+        {
+            acl.extend(tag.to_le_bytes());
+            acl.extend(permissions.to_le_bytes());
+            acl.extend(id.to_le_bytes());
+        }
+        acl
+    };
+    let knows = Share::with(Config { posix_acl: true, ..config() }, init::POSIX_ACL);
+    std::fs::write(knows.path("f"), "").unwrap();
+    let node = knows.node("f");
+    match knows.fs.setxattr(&ROOT, node, c"system.posix_acl_access", &acl, 0, false) {
+        Err(virtiofs_fuse::Error::Errno(libc::EOPNOTSUPP)) => return eprintln!("skipped: no ACLs here"),
+        result => result.unwrap(),
+    }
+    assert_eq!(list(&knows, node), b"system.posix_acl_access\0");
+    knows.fs.init(&virtiofs_fuse::Negotiated::default());
+    is(get(&knows, node, c"system.posix_acl_access"), libc::EOPNOTSUPP);
+    is(knows.fs.setxattr(&ROOT, node, c"system.posix_acl_access", &acl, 0, false), libc::EOPNOTSUPP);
+    assert_eq!(list(&knows, node), b"");
+}
