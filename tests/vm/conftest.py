@@ -1,4 +1,4 @@
-"""Fixtures of the VM tests: every test here is marked ``vm`` and is skipped, with the reason, where no guest can run."""
+"""Fixtures of the VM tests: all are marked ``vm`` and are skipped, with the reason, where no guest can run."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
+# Before these modules are imported: their assertions tell what they saw.
 pytest.register_assert_rewrite(f"{__package__}.work")
 
-from . import daemon, provision  # noqa: E402 - the rewriting of assertions comes first
-from .daemon import Daemon
-from .guest import Guest
-from .work import Place, Work
+from . import daemon, provision  # noqa: E402
+from .daemon import Daemon  # noqa: E402
+from .guest import Guest  # noqa: E402
+from .work import Place, Work  # noqa: E402
 
 HERE = Path(__file__).parent
 
@@ -56,7 +57,9 @@ def do() -> Callable[[Place, Work], None]:
 
 
 @contextmanager
-def sharing(guest: Callable[[Daemon], AbstractContextManager[Guest]], folder: Path, cache: str = "auto") -> Iterator[Place]:
+def sharing(
+    guest: Callable[[Daemon], AbstractContextManager[Guest]], folder: Path, cache: str = "auto"
+) -> Iterator[Place]:
     """A daemon on ``folder`` and a guest that has it mounted at ``/mnt/share``."""
     with Daemon(folder, cache=cache) as served, guest(served) as running:
         yield Place(running, served, "/mnt/share", folder)

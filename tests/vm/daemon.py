@@ -66,7 +66,9 @@ class Daemon:
     ``sun_path``. Raises DaemonError when there is no listener within 20 s.
     """
 
-    def __init__(self, directory: Path, tag: str = "share", *, cache: str = "auto", options: Sequence[str] = ()) -> None:
+    def __init__(
+        self, directory: Path, tag: str = "share", *, cache: str = "auto", options: Sequence[str] = ()
+    ) -> None:
         self._scratch = Path(tempfile.mkdtemp(prefix="vmtest-"))
         self.tag = tag
         self.directory = directory

@@ -37,7 +37,7 @@ class GuestError(AssertionError):
     """The guest did not boot, a script in it failed, or it left; the message says what it printed."""
 
 
-class GuestTimeout(GuestError):
+class GuestTimeoutError(GuestError):
     """The guest did not answer in time. It has been killed; the message says what it had printed."""
 
 
@@ -82,20 +82,17 @@ class Guest(ABC):
         self._pending = b""
         self._resources = contextlib.ExitStack()
 
-    # What the two kinds of guest define.
-
     @abstractmethod
-    def _command(self, channel: int) -> list[str]:
-        """The VMM's command line; ``channel`` is the inherited descriptor of the command channel's far end."""
+    def _command(self, channel: int, resources: contextlib.ExitStack) -> list[str]:
+        """The VMM's command line; ``channel`` is the inherited descriptor of the command channel's far end.
 
-    def _before_start(self, resources: contextlib.ExitStack) -> None:
-        """Start what the guest needs beside itself; it ends after the guest."""
+        What the guest needs beside the VMM is started here, and ended with ``resources``.
+        """
 
     # Beginning and end.
 
     def __enter__(self) -> Self:
         try:
-            self._before_start(self._resources)
             self._start()
             for share in self.shares:
                 if share.mount:
@@ -110,7 +107,7 @@ class Guest(ABC):
         self.close()
 
     def _start(self) -> None:
-        command = self._command(self._far_end.fileno())
+        command = self._command(self._far_end.fileno(), self._resources)
         with self.console.open("ab") as console:
             self._process = subprocess.Popen(
                 ["setpriv", "--pdeathsig", "KILL", *command],
@@ -175,7 +172,7 @@ class Guest(ABC):
     # Work in the guest.
 
     def run(self, script: str, timeout: float = 120, where: str = "root") -> Done:
-        """Run a script and answer its status and output. Raises GuestTimeout after ``timeout`` seconds.
+        """Run a script and answer its status and output. Raises GuestTimeoutError after ``timeout`` seconds.
 
         ``where="init"`` runs it by busybox in the initramfs, which answers even when every share hangs.
         """
@@ -261,7 +258,7 @@ class Guest(ABC):
             left = deadline - time.monotonic()
             if left <= 0 or not select.select([self._channel], [], [], left)[0]:
                 self.kill()
-                raise GuestTimeout(f"no answer in time: {what}\n--- output\n{''.join(seen[-40:])}\n{self._tail()}")
+                raise GuestTimeoutError(f"no answer in time: {what}\n--- output\n{''.join(seen[-40:])}\n{self._tail()}")
             data = self._channel.recv(1 << 16)
             if not data:
                 raise GuestError(f"the guest left: {what}\n--- output\n{''.join(seen[-40:])}\n{self._tail()}")

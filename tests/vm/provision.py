@@ -8,17 +8,13 @@
 - ``bin/``: a launcher for each program that runs on the host, usable by its path from anywhere.
 
 The programs of a newer Debian run on an older host because their launchers go through the tree's own dynamic linker.
-Packages are resolved and downloaded by apt with a private state, and unpacked by ``dpkg-deb``: no root, no chroot,
-nothing installed, and the host's own package lists are left alone. Each part carries a stamp made of what it was asked
-for, so a second run does nothing.
-
-Only the standard library is imported: this file also runs as a script before anything else is there.
+Nothing is installed on it, and no root is needed. Each part carries a stamp made of what it was asked for, so a second
+run does nothing. Only the standard library is imported: this runs before anything else is there.
 """
 
 from __future__ import annotations
 
 import fcntl
-import fnmatch
 import json
 import os
 import re
@@ -30,15 +26,15 @@ import sys
 import time
 import tomllib
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .apt import PROGRAMS, Apt, AptError
+
 HERE = Path(__file__).resolve().parent
 PACKAGES = HERE / "packages.toml"
-HOST_PROGRAMS = ("apt-get", "apt-cache", "dpkg-deb")
 # Part of every stamp: raise it when the layout below the cache changes.
 LAYOUT = 3
 
@@ -62,7 +58,7 @@ RUN = {
 }
 
 
-class ProvisionError(Exception):
+class ProvisionError(AptError):
     """What the VM tests need cannot be had; the message is one line and says what to do."""
 
 
@@ -114,7 +110,8 @@ class Cache:
     def kernel(self, name: str) -> tuple[Path, Path]:
         """The image and the ``/lib/modules/VERSION`` of the stock kernel called ``name`` in packages.toml."""
         base = self.root / "kernels" / name
-        modules = _only(base / "usr/lib/modules", "*") if (base / "usr/lib/modules").is_dir() else _only(base / "lib/modules", "*")
+        usr = base / "usr/lib/modules"
+        modules = _only(usr if usr.is_dir() else base / "lib/modules", "*")
         images = [*base.glob("boot/vmlinuz-*"), *base.glob("usr/lib/modules/*/vmlinuz")]
         if not images:
             raise ProvisionError(f"no kernel image below {base}: run python -m tests.vm.provision")
@@ -153,11 +150,11 @@ def problem() -> str | None:
 def provision(report: Callable[[str], None] = print) -> Cache:
     """Make the cache complete and return it; a complete one is left as it is.
 
-    ``report`` is given one line for each step. Raises ProvisionError.
+    ``report`` is given one line for each step. Raises AptError.
     """
     if problem() is None:
         return cache()
-    missing = [name for name in HOST_PROGRAMS if shutil.which(name) is None]
+    missing = [name for name in PROGRAMS if shutil.which(name) is None]
     wanted = packages()
     if missing:
         raise ProvisionError(f"the host lacks {', '.join(missing)}: the VM tests need a Debian or a derivative of it")
@@ -166,7 +163,7 @@ def provision(report: Callable[[str], None] = print) -> Cache:
     here = cache()
     here.root.mkdir(parents=True, exist_ok=True)
     with _locked(here.root / "lock"):
-        apt = _Apt(here.root / "apt", wanted, report)
+        apt = Apt(here.root / "apt", wanted, report)
         for part in _parts(here.root, wanted):
             if _fresh(here.root, part):
                 continue
@@ -194,11 +191,11 @@ class _Part:
 
     folder: str
     request: str
-    fill: Callable[[_Apt, Path], str]
+    fill: Callable[[Apt, Path], str]
 
 
 def _parts(root: Path, wanted: dict[str, Any]) -> list[_Part]:
-    def part(folder: str, fill: Callable[[_Apt, Path, dict[str, Any]], str], spec: dict[str, Any]) -> _Part:
+    def part(folder: str, fill: Callable[[Apt, Path, dict[str, Any]], str], spec: dict[str, Any]) -> _Part:
         request = json.dumps([LAYOUT, spec], sort_keys=True)
         return _Part(folder, request, lambda apt, path: fill(apt, path, spec))
 
@@ -218,7 +215,7 @@ def _fresh(root: Path, part: _Part) -> bool:
         return False
 
 
-def _fill_tree(apt: _Apt, folder: Path, spec: dict[str, Any]) -> str:
+def _fill_tree(apt: Apt, folder: Path, spec: dict[str, Any]) -> str:
     suite = apt.suite(spec["suite"])
     names = suite.closure(spec["packages"])
     pythons = [match[1] for name in names if (match := re.fullmatch(r"python(3\.\d+)", name))]
@@ -229,12 +226,11 @@ def _fill_tree(apt: _Apt, folder: Path, spec: dict[str, Any]) -> str:
     # Debian compiles the library when it installs Python. Without it every start of Python in a guest would.
     python = folder / f"usr/bin/python{pythons[0]}"
     library = folder / f"usr/lib/python{pythons[0]}"
-    linker = [folder / INTERPRETER, "--library-path", folder / "usr/lib/x86_64-linux-gnu"]
+    linker = [f"{folder}/{INTERPRETER}", "--library-path", f"{folder}/usr/lib/x86_64-linux-gnu"]
     # Not its tests: nobody runs them, and some are wrong on purpose.
-    compiler = ["-m", "compileall", "-q", "-s", folder, "-p", "/", "-x", "/test/", library]
-    compiled = subprocess.run(
-        [*linker, python, *compiler], env={"PYTHONHOME": str(folder / "usr")}, capture_output=True, text=True, check=False
-    )
+    compiler = [f"{python}", "-m", "compileall", "-q", "-s", f"{folder}", "-p", "/", "-x", "/test/", f"{library}"]
+    home = {"PYTHONHOME": f"{folder}/usr"}
+    compiled = subprocess.run([*linker, *compiler], env=home, capture_output=True, text=True, check=False)
     if compiled.returncode != 0:
         raise ProvisionError(f"compiling {library}: {compiled.stdout.strip()[-200:]}")
     for unused in ("usr/share/doc", "usr/share/man", "usr/share/info", "usr/share/locale"):
@@ -252,7 +248,7 @@ def _fill_tree(apt: _Apt, folder: Path, spec: dict[str, Any]) -> str:
     return summary
 
 
-def _fill_kernel(apt: _Apt, folder: Path, spec: dict[str, Any]) -> str:
+def _fill_kernel(apt: Apt, folder: Path, spec: dict[str, Any]) -> str:
     suite = apt.suite(spec["suite"])
     # Only the packages that hold the image and its modules, whatever the release's way to split them: not what makes a
     # machine boot by them.
@@ -261,11 +257,11 @@ def _fill_kernel(apt: _Apt, folder: Path, spec: dict[str, Any]) -> str:
     return suite.unpack(names, folder)
 
 
-def _fill_package(apt: _Apt, folder: Path, spec: dict[str, Any]) -> str:
+def _fill_package(apt: Apt, folder: Path, spec: dict[str, Any]) -> str:
     return apt.suite(spec["suite"]).unpack([spec["package"]], folder)
 
 
-def _fill_bin(_apt: _Apt, folder: Path, spec: dict[str, Any]) -> str:
+def _fill_bin(_apt: Apt, folder: Path, spec: dict[str, Any]) -> str:
     tree = Cache(Path(spec["root"])).tree
     for name, run in spec["run"].items():
         launcher = folder / name
@@ -293,115 +289,6 @@ def _with_interpreter(program: bytes, interpreter: Path) -> bytes:
     raise ProvisionError("linux.uml has no PT_INTERP: it cannot be run with the tree's libraries")
 
 
-# apt, with a state of our own.
-
-
-def _mirror(wanted: dict[str, Any]) -> str:
-    return os.environ.get("VIRTIOFS_DEBIAN_MIRROR", wanted["mirror"])
-
-
-class _Apt:
-    """The Debian releases that this run has looked at, each asked for its package lists once."""
-
-    def __init__(self, state: Path, wanted: dict[str, Any], report: Callable[[str], None]) -> None:
-        self._state = state
-        self._wanted = wanted
-        self._report = report
-        self._suites: dict[str, _Suite] = {}
-
-    def suite(self, name: str) -> _Suite:
-        if name not in self._suites:
-            self._report(f"  {name}: package lists from {_mirror(self._wanted)}")
-            self._suites[name] = _Suite(self._state / name, name, self._wanted)
-        return self._suites[name]
-
-
-class _Suite:
-    """One Debian release as apt sees it from an empty machine; downloads go to ``state``."""
-
-    def __init__(self, state: Path, name: str, wanted: dict[str, Any]) -> None:
-        self.name = name
-        self.state = state
-        for folder in ("lists/partial", "cache/archives/partial"):
-            (state / folder).mkdir(parents=True, exist_ok=True)
-        (state / "status").touch()
-        (state / "debian.sources").write_text(
-            f"Types: deb\nURIs: {_mirror(wanted)}\nSuites: {name}\nComponents: main\n"
-            f"Architectures: amd64\nSigned-By: {wanted['keyring']}\n"
-        )
-        # The host's other settings stay (a proxy, say); its sources, pins and installed packages do not count.
-        (state / "apt.conf").write_text(
-            "".join(
-                f'{key} "{value}";\n'
-                for key, value in {
-                    "Dir::Etc::sourcelist": state / "debian.sources",
-                    "Dir::Etc::sourceparts": "/dev/null",
-                    "Dir::Etc::preferences": "/dev/null",
-                    "Dir::Etc::preferencesparts": "/dev/null",
-                    "Dir::State": state,
-                    "Dir::State::status": state / "status",
-                    "Dir::Cache": state / "cache",
-                    "APT::Architecture": "amd64",
-                    "APT::Install-Recommends": "false",
-                    "APT::Sandbox::User": "",
-                    "Acquire::Languages": "none",
-                    "Acquire::Retries": "3",
-                    "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled": "false",
-                    "Acquire::IndexTargets::deb::DEP-11-icons-small::DefaultEnabled": "false",
-                    "Acquire::IndexTargets::deb::DEP-11-icons::DefaultEnabled": "false",
-                    "Acquire::IndexTargets::deb::Contents-deb::DefaultEnabled": "false",
-                }.items()
-            )
-        )
-        self._apt("apt-get", "-q", "update")
-
-    def _apt(self, *command: str, cwd: Path | None = None) -> str:
-        environment = {**os.environ, "APT_CONFIG": str(self.state / "apt.conf"), "LC_ALL": "C.UTF-8"}
-        done = subprocess.run(
-            command, env=environment, cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
-        )
-        # apt-get update answers 0 with warnings only when nothing could be fetched.
-        failed = done.returncode != 0 or (command[-1] == "update" and "W: Failed to fetch" in done.stderr)
-        if failed:
-            last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
-            raise ProvisionError(f"{' '.join(command[:4])} ({self.name}) failed: {' '.join(last)}")
-        return done.stdout
-
-    def closure(self, names: list[str]) -> list[str]:
-        """The packages, with all they depend on, that an empty machine would install."""
-        out = self._apt("apt-get", "install", "--simulate", "-y", *names)
-        return [line.split()[1] for line in out.splitlines() if line.startswith("Inst ")]
-
-    def recursive_depends(self, name: str) -> list[str]:
-        """``name`` and every package that it may depend on, near or far."""
-        flags = ["--recurse", "--no-recommends", "--no-suggests", "--no-conflicts", "--no-breaks", "--no-replaces"]
-        flags += ["--no-enhances"]
-        return [line for line in self._apt("apt-cache", "depends", *flags, name).splitlines() if not line[0].isspace()]
-
-    def unpack(self, names: list[str], folder: Path) -> str:
-        """Download the packages and unpack them into ``folder``; answers how many and how much, in words."""
-        archives = self.state / "cache/fetched"
-        archives.mkdir(exist_ok=True)
-        self._apt("apt-get", "-q", "download", *names, cwd=archives)
-        files = sorted(archives.glob("*.deb"), key=lambda file: file.stat().st_size, reverse=True)
-        # base-files first: it brings the links from /bin, /lib and /sbin to /usr, which the others must find.
-        first = [file for file in files if fnmatch.fnmatch(file.name, "base-files_*")]
-        for file in first:
-            _extract(file, folder)
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for _ in pool.map(lambda file: _extract(file, folder), [file for file in files if file not in first]):
-                pass
-        total = sum(file.stat().st_size for file in files)
-        shutil.rmtree(archives)
-        return f"{len(files)} package{'s' if len(files) > 1 else ''}, {total / 1e6:.0f} MB"
-
-
-def _extract(archive: Path, folder: Path) -> None:
-    done = subprocess.run(["dpkg-deb", "-x", archive, folder], capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise ProvisionError(f"dpkg-deb -x {archive.name}: {done.stderr.strip()}")
-
-
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     with path.open("w") as file:
@@ -415,7 +302,7 @@ def main() -> int:
     print(f"provisioning {here.root}", flush=True)
     try:
         provision(lambda line: print(line, flush=True))
-    except ProvisionError as error:
+    except AptError as error:
         print(f"provision: {error}", file=sys.stderr)
         return 1
     print(f"ready in {time.monotonic() - began:.0f} s", flush=True)

@@ -40,25 +40,24 @@ class Qemu(Guest):
         self.cpus = cpus
         self.memory = memory
         self.root = root
-        self._root_daemon: Daemon | None = None
 
     @property
     def wants_root(self) -> bool:
         return self.root
 
-    def _before_start(self, resources: contextlib.ExitStack) -> None:
-        if self.root:
-            daemon = Daemon(provision.cache().tree, "root", cache="always", options=["--readonly"])
-            self._root_daemon = resources.enter_context(daemon)
-
-    def _command(self, channel: int) -> list[str]:
+    def _command(self, channel: int, resources: contextlib.ExitStack) -> list[str]:
         cache = provision.cache()
         image, modules = cache.kernel(self.kernel)
         initrd = self.scratch / "initrd"
         initrd.write_bytes(initramfs(cache.busybox, modules, MODULES))
         shares = list(self.shares)
-        if self._root_daemon is not None:
-            shares.append(Share(self._root_daemon.socket, "root", mount=""))
+        if self.root:
+            served = resources.enter_context(Daemon(cache.tree, "root", cache="always", options=["--readonly"]))
+            shares.append(Share(served.socket, "root", mount=""))
+        parameters = (
+            "console=ttyS0 quiet panic=-1 mitigations=off nokaslr no_timer_check tsc=reliable nowatchdog audit=0 "
+            f"random.trust_cpu=on rdinit=/init guest.channel=guest guest.root={'share' if self.root else 'none'}"
+        )
         command = [
             str(cache.qemu),
             *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
@@ -69,9 +68,7 @@ class Qemu(Guest):
             *("-smp", str(self.cpus), "-m", f"{self.memory}M"),
             *("-object", f"memory-backend-memfd,id=mem,size={self.memory}M,share=on"),
             *("-kernel", str(image), "-initrd", str(initrd)),
-            "-append",
-            "console=ttyS0 quiet panic=-1 mitigations=off nokaslr no_timer_check tsc=reliable nowatchdog audit=0 "
-            f"random.trust_cpu=on rdinit=/init guest.channel=guest guest.root={'share' if self.root else 'none'}",
+            *("-append", parameters),
             *("-serial", "stdio"),
             *("-device", "virtio-serial-pci,max_ports=2"),
             *("-chardev", f"socket,id=channel,fd={channel}"),

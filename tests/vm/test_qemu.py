@@ -13,7 +13,7 @@ from .conftest import sharing
 from .daemon import Daemon
 from .guest import Share
 from .qemu import Qemu
-from .work import HEAVY, WORK, Place, Work
+from .work import HEAVY, LIGHT, Place, Work
 
 # The newest kernel does everything in every run. The oldest one that people still boot leaves the minutes out.
 KERNELS = ["7", "6.1"]
@@ -28,21 +28,14 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         yield place
 
 
-LIGHT = [work for name, work in WORK.items() if name not in HEAVY]
-
-
-def _name(work: Work) -> str:
-    return work.__name__
-
-
 @pytest.mark.parametrize("place", KERNELS, indirect=True)
-@pytest.mark.parametrize("work", LIGHT, ids=_name)
+@pytest.mark.parametrize("work", LIGHT, ids=lambda work: work.__name__)
 def test_work(place: Place, work: Work, do: Callable[[Place, Work], None]) -> None:
     do(place, work)
 
 
 @pytest.mark.parametrize("place", [KERNELS[0], pytest.param(KERNELS[1], marks=pytest.mark.slow)], indirect=True)
-@pytest.mark.parametrize("work", [WORK[name] for name in HEAVY], ids=_name)
+@pytest.mark.parametrize("work", HEAVY, ids=lambda work: work.__name__)
 def test_heavy_work(place: Place, work: Work, do: Callable[[Place, Work], None]) -> None:
     do(place, work)
 
@@ -56,7 +49,10 @@ def test_two_request_queues_are_used_by_two_cpus(tmp_path: Path) -> None:
         Qemu([Share(served.socket, request_queues=2)], cpus=2) as guest,
     ):
         guest.check(
-            """copy() { taskset -c "$1" cp -r "$library/$2" "/mnt/share/$1-$2"; diff -r "$library/$2" "/mnt/share/$1-$2"; }
+            """copy() {
+                taskset -c "$1" cp -r "$library/$2" "/mnt/share/$1-$2"
+                taskset -c "$1" diff -r "$library/$2" "/mnt/share/$1-$2"
+            }
             library=$(echo /usr/lib/python3.[0-9]*)
             for folder in json asyncio email importlib; do
                 copy 0 $folder & left=$!

@@ -10,7 +10,7 @@ from . import daemon
 from .conftest import sharing
 from .guest import Share
 from .uml import Uml
-from .work import WORK, Place, Work
+from .work import HEAVY, LIGHT, Place, Work
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +23,6 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.mark.parametrize("place", ["auto", "none", "always"], indirect=True)
-@pytest.mark.parametrize("work", WORK.values(), ids=WORK)
+@pytest.mark.parametrize("work", LIGHT + HEAVY, ids=lambda work: work.__name__)
 def test_work(place: Place, work: Work, do: Callable[[Place, Work], None]) -> None:
     do(place, work)

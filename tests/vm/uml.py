@@ -6,6 +6,7 @@ request queue, no DAX; the config space is read byte by byte and the call descri
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ class Uml(Guest):
         super().__init__(shares, boot_timeout)
         self.memory = memory
 
-    def _command(self, channel: int) -> list[str]:
+    def _command(self, channel: int, resources: contextlib.ExitStack) -> list[str]:
         cache = provision.cache()
         initrd = self.scratch / "initrd"
         initrd.write_bytes(initramfs(cache.busybox, cache.uml_modules, ["virtiofs"]))

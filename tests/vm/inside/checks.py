@@ -3,6 +3,7 @@
 Each is a function of that directory's path, which it finds empty, and fails by an assertion. What it leaves there is
 for the host to look at. Names are bytes where it matters: a share carries bytes, not text.
 """
+# ruff: noqa: PT017, PT018 - there is no pytest in the guest
 
 import ctypes
 import errno
@@ -287,7 +288,11 @@ def database(top):
     first.execute("INSERT INTO total VALUES (0)")
     first.close()
     fork = multiprocessing.get_context("fork")
-    workers = [fork.Process(target=writer, args=(1,)), fork.Process(target=writer, args=(2,)), fork.Process(target=reader)]
+    workers = [
+        fork.Process(target=writer, args=(1,)),
+        fork.Process(target=writer, args=(2,)),
+        fork.Process(target=reader),
+    ]
     for worker in workers:
         worker.start()
     for worker in workers:
