@@ -171,9 +171,7 @@ def main() -> int:
     names = [daemon.name for daemon in chosen]
     about["daemons"] = {daemon.name: {"command": daemon.command, "version": version(daemon)} for daemon in chosen}
     title = f"{about['cpu']}, {about['cpus']} CPUs, Linux {about['kernel']}, {about['filesystem']}, "
-    title += f"load {about['load_average']:.1f}; {options.rounds} rounds.
-
-"
+    title += f"load {about['load_average']:.1f}; {options.rounds} rounds.\n\n"
     page = title + table.markdown(measurements, names, found.OURS)
     print(page)
     if options.out:
