@@ -40,6 +40,17 @@ def test_heavy_work(place: Place, work: Work, do: Callable[[Place, Work], None])
     do(place, work)
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_mounted_again_and_again(kernel: str, tmp_path: Path) -> None:
+    """The file system's last request is answered as strictly as its first, and leaves the device fit for the next."""
+    (tmp_path / "file").write_text("content\n")
+    share = "mkdir -p /mnt/share\nmount -t virtiofs share /mnt/share\ncat /mnt/share/file\numount /mnt/share"
+    with Daemon(tmp_path) as served, Qemu([Share(served.socket, mount="")], kernel=kernel, root=False) as guest:
+        for _ in range(3):
+            assert guest.check(share) == "content\n"
+        assert guest.complaints() == []
+
+
 def test_two_request_queues_are_used_by_two_cpus(tmp_path: Path) -> None:
     """Two queues and two CPUs that work at once: other daemons have one queue and end at the second."""
     if not daemon.is_ours():
