@@ -73,8 +73,10 @@ impl Session {
                 return Err(hopeless(format!("message {number} is not in the vhost-user protocol")));
             };
             tracing::trace!(?request, body = ?message.body, fds = message.fds.len(), "message");
+            let answer = self.handle(request, message);
+            // Only now: User-Mode Linux wants an acknowledgement of the very message that agrees on them.
             let acknowledge = need_reply && self.has(VhostUserProtocolFeatures::REPLY_ACK);
-            match self.handle(request, message) {
+            match answer {
                 Ok(Answer::Value(value)) => connection.reply(number, value.as_bytes())?,
                 Ok(Answer::Bytes(bytes)) => connection.reply(number, &bytes)?,
                 Ok(Answer::Done) if acknowledge => connection.reply(number, 0u64.as_bytes())?,
