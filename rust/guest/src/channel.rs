@@ -12,8 +12,9 @@ use virtiofs_fuse::wire::{ForgetIn, InHeader};
 use zerocopy::IntoBytes;
 
 use crate::nodes::Forget;
-use crate::ring::{Ring, Shape, State};
+use crate::ring::{Ring, State};
 use crate::signal::{Bell, Waiter, Woken};
+use crate::slot::Shape;
 use crate::{Error, Result};
 
 /// Looks at the used ring between two looks at the clock, when polling.

@@ -6,36 +6,20 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering}
 
 use parking_lot::{Mutex, RwLock};
 use virtiofs_fuse::Opcode;
-use virtiofs_fuse::wire::{InHeader, InitIn, InitInCompat, InitOut, KERNEL_VERSION, init};
-use zerocopy::{FromBytes, FromZeros, IntoBytes};
+use virtiofs_fuse::wire::InHeader;
+use zerocopy::FromBytes;
 
 use crate::channel::{Channel, Outgoing};
 use crate::check::OUT_HEADER;
 use crate::connection::Connection;
 use crate::memory::{Memory, PAGE, Region};
-use crate::ring::{ARGS_MAX, Layout, REPLY_MAX, Ring};
+use crate::ring::{Layout, Ring};
+use crate::session::Session;
 use crate::signal::{Bell, Line, Waiter};
+use crate::slot::{ARGS_MAX, REPLY_MAX};
 use crate::transport::{Config, Queue, Transport, feature};
 use crate::vhost_user::VhostUser;
 use crate::{Error, Options, Result};
-
-/// Bytes of INIT's reply before minor 23.
-const INIT_OUT_OLD: usize = 24;
-/// Pages of a request when MAX_PAGES was not negotiated.
-const DEFAULT_PAGES: u16 = 32;
-
-/// What INIT settled.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Session {
-    /// The smaller of both sides' minor versions.
-    pub minor: u32,
-    /// INIT flags of the reply, bits 32.. from `flags2`.
-    pub flags: u64,
-    /// Largest WRITE and READ, in bytes, by the server's and our own bounds.
-    pub max_io: usize,
-    /// The reply as it came.
-    pub reply: InitOut,
-}
 
 /// The answer to a request that was sent as raw bytes.
 #[derive(Clone, Debug)]
@@ -65,6 +49,8 @@ pub struct RawRequest<'a> {
     pub hiprio: bool,
     /// Number of the request, or `None` for the next one.
     pub unique: Option<u64>,
+    /// `len` of the header, or `None` for the truth.
+    pub len: Option<u32>,
 }
 
 /// A FUSE client over virtqueues. All methods may be called from several threads at once; each blocks until its reply is here, at most
@@ -72,21 +58,21 @@ pub struct RawRequest<'a> {
 #[derive(Debug)]
 pub struct Client {
     memory: Arc<Memory>,
-    transport: Mutex<Box<dyn Transport>>,
-    hiprio: Channel,
+    pub(crate) transport: Mutex<Box<dyn Transport>>,
+    pub(crate) hiprio: Channel,
     requests: Vec<Channel>,
     /// Data pages of a slot.
-    pages: usize,
-    lines: Vec<(Line, Arc<std::os::fd::OwnedFd>)>,
+    pub(crate) pages: usize,
+    pub(crate) lines: Vec<(Line, Arc<std::os::fd::OwnedFd>)>,
     features: u64,
     config: Option<Config>,
     peer: Option<u32>,
     pub(crate) options: Options,
-    session: RwLock<Session>,
+    pub(crate) session: RwLock<Session>,
     unique: AtomicU64,
     turn: AtomicUsize,
     caller: [AtomicU32; 3],
-    open: AtomicBool,
+    pub(crate) open: AtomicBool,
 }
 
 impl std::fmt::Debug for dyn Transport {
@@ -162,7 +148,7 @@ impl Client {
         Ok(client)
     }
 
-    fn start(&self) -> Result<()> {
+    pub(crate) fn start(&self) -> Result<()> {
         let mut queues = Vec::new();
         for (index, (channel, (kick, call))) in self.channels().zip(&self.lines).enumerate() {
             let inner = channel.lock();
@@ -187,83 +173,8 @@ impl Client {
         Ok(())
     }
 
-    fn channels(&self) -> impl Iterator<Item = &Channel> {
+    pub(crate) fn channels(&self) -> impl Iterator<Item = &Channel> {
         std::iter::once(&self.hiprio).chain(&self.requests)
-    }
-
-    /// Opens a FUSE session. The first reply of a server; done by `connect` unless `Options::init` is off.
-    pub fn init(&self) -> Result<Session> {
-        let offered = self.options.init_flags;
-        let extended = offered & init::INIT_EXT != 0 && self.options.minor >= 36;
-        let long = InitIn {
-            major: KERNEL_VERSION,
-            minor: self.options.minor,
-            max_readahead: 128 << 10,
-            flags: offered as u32,
-            flags2: if extended { (offered >> 32) as u32 } else { 0 },
-            unused: [0; 11],
-        };
-        let short =
-            InitInCompat { major: long.major, minor: long.minor, max_readahead: long.max_readahead, flags: long.flags };
-        let body = if self.options.minor >= 36 { long.as_bytes() } else { short.as_bytes() };
-        let reply = self.call(Opcode::Init, 0, &[body], &[], size_of::<InitOut>(), 0)?;
-        if reply.len() != size_of::<InitOut>() && reply.len() != INIT_OUT_OLD {
-            return Err(Error::Protocol(format!("INIT was answered with {} bytes", reply.len())));
-        }
-        let mut out = InitOut::new_zeroed();
-        out.as_mut_bytes().iter_mut().zip(&reply).for_each(|(to, from)| *to = *from);
-        if out.major != KERNEL_VERSION {
-            return Err(Error::Protocol(format!("the server speaks FUSE {}.{}", out.major, out.minor)));
-        }
-        let mut flags = u64::from(out.flags);
-        flags |= if flags & init::INIT_EXT != 0 { u64::from(out.flags2) << 32 } else { 0 };
-        if flags & !offered & !init::INIT_EXT != 0 {
-            return Err(Error::Protocol(format!("INIT flags {:#x} were not offered", flags & !offered)));
-        }
-        let pages = if flags & init::MAX_PAGES != 0 { out.max_pages.max(1) } else { DEFAULT_PAGES };
-        let session = Session {
-            minor: out.minor.min(self.options.minor),
-            flags,
-            max_io: (usize::from(pages).min(self.pages) * PAGE).min((out.max_write as usize).max(PAGE)),
-            reply: out,
-        };
-        *self.session.write() = session;
-        self.open.store(true, Ordering::Release);
-        Ok(session)
-    }
-
-    /// Ends the session with DESTROY, as umount does.
-    pub fn destroy(&self) -> Result<()> {
-        self.open.store(false, Ordering::Release);
-        self.call(Opcode::Destroy, 0, &[], &[], 0, 0).map(drop)
-    }
-
-    /// Ends the session and stops the queues. Dropping the client does the same and keeps quiet about what went wrong.
-    pub fn close(&self) -> Result<()> {
-        if self.open.load(Ordering::Acquire) {
-            self.hiprio.drain()?;
-            self.destroy()?;
-        }
-        self.stop().map(drop)
-    }
-
-    /// Stops the queues; answers where in each available ring the device stood.
-    pub fn stop(&self) -> Result<Vec<u16>> {
-        self.transport.lock().stop()
-    }
-
-    /// What a guest does that reboots without a word: stops (or, with `by_reset`, resets) the device in the middle of whatever it
-    /// does, and starts over with empty rings and a new session.
-    pub fn reboot(&self, by_reset: bool) -> Result<()> {
-        let done = by_reset && self.transport.lock().reset()?;
-        if !done {
-            self.stop()?;
-        }
-        for (channel, (_, call)) in self.channels().zip(&self.lines) {
-            channel.reset(&Bell::Fd(Arc::clone(call)))?;
-        }
-        self.start()?;
-        if self.options.init { self.init().map(drop) } else { Ok(()) }
     }
 
     /// Adds `size` bytes of guest memory while the device runs, and tells it.
@@ -276,6 +187,7 @@ impl Client {
     /// Sends a request with arguments of the caller's own making and takes whatever comes back, unchecked.
     pub fn raw(&self, request: &RawRequest<'_>) -> Result<RawReply> {
         let header = InHeader {
+            len: request.len.unwrap_or(0),
             unique: request.unique.unwrap_or_else(|| self.number()),
             total_extlen: request.extlen,
             ..self.header(request.opcode, request.nodeid)

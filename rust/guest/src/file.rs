@@ -4,7 +4,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use virtiofs_fuse::wire::{Attr, CopyFileRangeIn, FileLock, OpenOut, SetattrIn, WriteIn, bits, fattr, fopen, init};
 
-use crate::guest::{Lack, Pin};
+use crate::guest::Lack;
+use crate::resolve::Pin;
 use crate::{Error, Guest, Result};
 
 /// An open file. Dropping it closes it; [`File::close`] also tells what went wrong.

@@ -1,6 +1,5 @@
 //! A mounted share: files by path.
 
-use std::collections::VecDeque;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -8,15 +7,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
-use virtiofs_fuse::wire::{Attr, EntryOut, ROOT_ID, SetattrIn, StatfsOut, fattr, init};
+use virtiofs_fuse::wire::{Attr, init};
 
 use crate::file::File;
-use crate::nodes::{Forget, Nodes};
+use crate::nodes::Nodes;
+use crate::resolve::Pin;
 use crate::transport::Transport;
 use crate::{Client, Connection, DirEntry, Error, Options, Result};
 
-/// Symlinks followed in one path at most, as in Linux.
-const LINKS_MAX: usize = 40;
 /// Bytes asked for in one READDIR, as glibc does.
 const LISTING: usize = 32 << 10;
 
@@ -27,13 +25,13 @@ const LISTING: usize = 32 << 10;
 /// says, and given back by FORGET.
 #[derive(Clone, Debug)]
 pub struct Guest {
-    inner: Arc<Inner>,
+    pub(crate) inner: Arc<Inner>,
 }
 
 #[derive(Debug)]
-struct Inner {
+pub(crate) struct Inner {
     client: Client,
-    nodes: Mutex<Nodes>,
+    pub(crate) nodes: Mutex<Nodes>,
     umask: u32,
     /// The server has no FLUSH, OPEN, OPENDIR, CREATE: it said ENOSYS once, which is final.
     lacks: [AtomicBool; 4],
@@ -46,20 +44,6 @@ pub(crate) enum Lack {
     Open,
     Opendir,
     Create,
-}
-
-/// A node in use: its counts stay until this is dropped.
-#[derive(Debug)]
-pub(crate) struct Pin {
-    guest: Guest,
-    pub(crate) nodeid: u64,
-}
-
-impl Drop for Pin {
-    fn drop(&mut self) {
-        let gone = self.guest.inner.nodes.lock().unpin(self.nodeid);
-        self.guest.give_back(gone);
-    }
 }
 
 impl Guest {
@@ -344,162 +328,9 @@ impl Guest {
         self.client().readlink(pin.nodeid)
     }
 
-    /// Changes attributes: those that `change.valid` names. Symlinks are followed.
-    pub fn setattr(&self, path: impl AsRef<Path>, change: &SetattrIn) -> Result<Attr> {
-        let pin = self.resolve(path.as_ref(), true)?;
-        Ok(self.client().setattr(pin.nodeid, change)?.attr)
-    }
-
-    /// chmod(2).
-    pub fn chmod(&self, path: impl AsRef<Path>, mode: u32) -> Result<()> {
-        let change = SetattrIn { valid: fattr::MODE, mode, ..SetattrIn::default() };
-        self.setattr(path, &change).map(drop)
-    }
-
-    /// chown(2).
-    pub fn chown(&self, path: impl AsRef<Path>, uid: u32, gid: u32) -> Result<()> {
-        let change = SetattrIn { valid: fattr::UID | fattr::GID, uid, gid, ..SetattrIn::default() };
-        self.setattr(path, &change).map(drop)
-    }
-
-    /// truncate(2).
-    pub fn truncate(&self, path: impl AsRef<Path>, size: u64) -> Result<()> {
-        let change = SetattrIn { valid: fattr::SIZE, size, ..SetattrIn::default() };
-        self.setattr(path, &change).map(drop)
-    }
-
-    /// Sets access and modification time, in nanoseconds since 1970.
-    pub fn utime(&self, path: impl AsRef<Path>, atime_ns: i64, mtime_ns: i64) -> Result<()> {
-        let split = |ns: i64| (ns.div_euclid(1_000_000_000) as u64, ns.rem_euclid(1_000_000_000) as u32);
-        let ((atime, atimensec), (mtime, mtimensec)) = (split(atime_ns), split(mtime_ns));
-        let valid = fattr::ATIME | fattr::MTIME;
-        let change = SetattrIn { valid, atime, mtime, atimensec, mtimensec, ..SetattrIn::default() };
-        self.setattr(path, &change).map(drop)
-    }
-
-    /// statfs(2).
-    pub fn statfs(&self, path: impl AsRef<Path>) -> Result<StatfsOut> {
-        let pin = self.resolve(path.as_ref(), true)?;
-        self.client().statfs(pin.nodeid)
-    }
-
-    /// syncfs(2) of the whole share.
-    pub fn sync(&self) -> Result<()> {
-        self.client().syncfs(ROOT_ID)
-    }
-
-    /// The value of an extended attribute; symlinks are followed.
-    pub fn getxattr(&self, path: impl AsRef<Path>, name: &[u8]) -> Result<Vec<u8>> {
-        let pin = self.resolve(path.as_ref(), true)?;
-        match self.client().getxattr_size(pin.nodeid, name)? {
-            0 => Ok(Vec::new()),
-            size => self.client().getxattr(pin.nodeid, name, size),
-        }
-    }
-
-    /// Sets an extended attribute; `flags` of setxattr(2).
-    pub fn setxattr(&self, path: impl AsRef<Path>, name: &[u8], value: &[u8], flags: u32) -> Result<()> {
-        let pin = self.resolve(path.as_ref(), true)?;
-        self.client().setxattr(pin.nodeid, name, value, flags)
-    }
-
-    /// The names of the extended attributes.
-    pub fn listxattr(&self, path: impl AsRef<Path>) -> Result<Vec<Vec<u8>>> {
-        let pin = self.resolve(path.as_ref(), true)?;
-        let bytes = match self.client().listxattr_size(pin.nodeid)? {
-            0 => Vec::new(),
-            size => self.client().listxattr(pin.nodeid, size)?,
-        };
-        Ok(bytes.split(|byte| *byte == 0).filter(|name| !name.is_empty()).map(<[u8]>::to_vec).collect())
-    }
-
-    /// Removes an extended attribute.
-    pub fn removexattr(&self, path: impl AsRef<Path>, name: &[u8]) -> Result<()> {
-        let pin = self.resolve(path.as_ref(), true)?;
-        self.client().removexattr(pin.nodeid, name)
-    }
-
     /// Node id of a path: counted, and good for [`Client`] calls until the caches are dropped or the name goes.
     pub fn nodeid(&self, path: impl AsRef<Path>) -> Result<u64> {
         Ok(self.resolve(path.as_ref(), false)?.nodeid)
-    }
-
-    /// Walks a path to its node.
-    fn resolve(&self, path: &Path, follow: bool) -> Result<Pin> {
-        let mut waiting: VecDeque<Vec<u8>> = split(path.as_os_str().as_bytes()).collect();
-        let mut above = vec![Pin { guest: self.clone(), nodeid: ROOT_ID }];
-        let mut links = 0;
-        while let Some(name) = waiting.pop_front() {
-            if name == b".." {
-                if above.len() > 1 {
-                    above.pop();
-                }
-                continue;
-            }
-            let Some(parent) = above.last() else { break };
-            let (pin, mode) = self.step(parent, &name)?;
-            match mode & libc::S_IFMT {
-                libc::S_IFLNK if follow || !waiting.is_empty() => {
-                    links += 1;
-                    if links > LINKS_MAX {
-                        return Err(Error::Errno(libc::ELOOP));
-                    }
-                    let target = self.client().readlink(pin.nodeid)?;
-                    if target.starts_with(b"/") {
-                        above.truncate(1);
-                    }
-                    split(&target).rev().for_each(|part| waiting.push_front(part));
-                }
-                libc::S_IFDIR => above.push(pin),
-                _ if waiting.is_empty() => return Ok(pin),
-                _ => return Err(Error::Errno(libc::ENOTDIR)),
-            }
-        }
-        above.pop().ok_or(Error::Errno(libc::ENOENT))
-    }
-
-    fn step(&self, parent: &Pin, name: &[u8]) -> Result<(Pin, u32)> {
-        let cached = self.inner.nodes.lock().cached(parent.nodeid, name);
-        if let Some((nodeid, mode)) = cached {
-            return Ok((Pin { guest: self.clone(), nodeid }, mode));
-        }
-        match self.client().lookup(parent.nodeid, name) {
-            Ok(entry) if entry.nodeid != 0 => Ok((self.entered(parent, name, &entry)?, entry.attr.mode)),
-            Ok(_) | Err(Error::Errno(libc::ENOENT)) => {
-                self.name_gone(parent, name);
-                Err(Error::Errno(libc::ENOENT))
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    /// The directory that a path's last name is in, and that name.
-    fn parent(&self, path: &Path) -> Result<(Pin, Vec<u8>)> {
-        let mut parts: Vec<Vec<u8>> = split(path.as_os_str().as_bytes()).collect();
-        let name = parts.pop().ok_or(Error::Errno(libc::EISDIR))?;
-        let directory = parts.join(&b'/');
-        Ok((self.resolve(std::ffi::OsStr::from_bytes(&directory).as_ref(), true)?, name))
-    }
-
-    fn entered(&self, parent: &Pin, name: &[u8], entry: &EntryOut) -> Result<Pin> {
-        if entry.nodeid == 0 || entry.nodeid == ROOT_ID {
-            return Err(Error::Protocol(format!("node id {} for {:?}", entry.nodeid, String::from_utf8_lossy(name))));
-        }
-        let gone = self.inner.nodes.lock().entered(parent.nodeid, name, entry);
-        self.give_back(gone);
-        Ok(Pin { guest: self.clone(), nodeid: entry.nodeid })
-    }
-
-    fn name_gone(&self, parent: &Pin, name: &[u8]) {
-        let gone = self.inner.nodes.lock().forget_name(parent.nodeid, name);
-        self.give_back(gone);
-    }
-
-    fn give_back(&self, gone: impl IntoIterator<Item = Forget>) {
-        for (nodeid, nlookup) in gone {
-            // A device that went away has forgotten everything; the next call that wants an answer says so.
-            let _ = self.client().forget(nodeid, nlookup);
-        }
     }
 
     fn masked(&self, mode: u32) -> u32 {
@@ -517,16 +348,6 @@ impl Guest {
     }
 }
 
-impl Pin {
-    pub(crate) fn guest(&self) -> &Guest {
-        &self.guest
-    }
-}
-
 fn dots(name: &[u8]) -> bool {
     name == b"." || name == b".."
-}
-
-fn split(path: &[u8]) -> impl DoubleEndedIterator<Item = Vec<u8>> + use<'_> {
-    path.split(|byte| *byte == b'/').filter(|part| !part.is_empty() && *part != b".").map(<[u8]>::to_vec)
 }

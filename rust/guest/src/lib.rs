@@ -13,6 +13,7 @@
 //! # Ok::<(), virtiofs_guest::Error>(())
 //! ```
 
+mod attributes;
 mod channel;
 mod check;
 mod client;
@@ -26,13 +27,17 @@ mod memory;
 mod nodes;
 mod ops;
 mod options;
+mod raw;
+mod resolve;
 mod ring;
+mod session;
 mod signal;
+mod slot;
 mod transport;
 mod vhost_user;
 
 pub use check::Expect;
-pub use client::{Client, RawReply, RawRequest, Session};
+pub use client::{Client, RawReply, RawRequest};
 pub use connection::{Connection, Message};
 pub use dirents::DirEntry;
 pub use error::{Error, Result};
@@ -40,7 +45,9 @@ pub use file::File;
 pub use guest::Guest;
 pub use memory::{Memory, PAGE, Region};
 pub use options::{Framing, LINUX_FLAGS, Options};
+pub use raw::RawQueue;
 pub use ring::Descriptor;
+pub use session::Session;
 pub use signal::{Bell, Line};
 pub use transport::{Config, Queue, Transport, feature};
 pub use vhost_user::VhostUser;

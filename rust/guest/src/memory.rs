@@ -152,21 +152,11 @@ impl Memory {
         Err(io::Error::new(io::ErrorKind::OutOfMemory, "guest memory is used up").into())
     }
 
-    /// Where the next [`Memory::take`] will look first: set it to the start of a region that was added to use that one.
-    pub(crate) fn take_from(&self, region: &Region) {
-        *self.taken.lock() = region.start;
-    }
-
     /// Guest address of an offset.
     pub(crate) fn address(&self, offset: usize) -> u64 {
         let regions = self.regions.read();
         let found = regions.iter().find(|r| offset >= r.start && offset - r.start < r.size as usize);
         found.map_or(0, |r| r.address + (offset - r.start) as u64)
-    }
-
-    /// Address in this process of an offset.
-    pub(crate) fn host(&self, offset: usize) -> u64 {
-        self.base as u64 + offset as u64
     }
 
     /// The offset of `len` bytes at a guest address, if they lie in one region.
@@ -231,7 +221,7 @@ impl Memory {
         self.store(offset, value.as_bytes());
     }
 
-    /// Copies within guest memory are not needed; filling is, for data that a workload writes.
+    /// Sets `len` bytes.
     pub(crate) fn fill(&self, offset: usize, len: usize, byte: u8) {
         let to = self.pointer(offset, len);
         // SAFETY: `pointer` checked the target.
@@ -292,7 +282,6 @@ mod tests {
         assert_eq!(memory.address(second), memory.regions()[1].address);
         assert!(memory.take(100).is_err());
         let more = memory.grow(1 << 20).unwrap();
-        memory.take_from(&more);
         assert_eq!(memory.address(memory.take(100).unwrap()), more.address);
     }
 }

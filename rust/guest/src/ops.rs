@@ -9,7 +9,7 @@ use zerocopy::IntoBytes;
 
 use crate::client::parse;
 use crate::dirents::{self, DirEntry};
-use crate::ring::REPLY_MAX;
+use crate::slot::REPLY_MAX;
 use crate::{Client, Error, Result};
 
 const NUL: &[u8] = &[0];

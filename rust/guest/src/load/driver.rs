@@ -14,8 +14,9 @@ use super::rows::{self, Row};
 use super::{Plan, Report};
 use crate::channel::Channel;
 use crate::nodes::Forget;
-use crate::ring::{Ring, Shape, State};
+use crate::ring::{Ring, State};
 use crate::signal::Woken;
+use crate::slot::Shape;
 use crate::{Client, Error, Guest, Result};
 
 const WARM: u8 = 0;

@@ -51,7 +51,7 @@ pub struct Report {
     pub daemon_cpu: Duration,
     /// CPU time of this process.
     pub driver_cpu: Duration,
-    /// Times that the device was kicked, hiprio queue included.
+    /// Times that the device was kicked on the request queues.
     pub kicks: u64,
 }
 
