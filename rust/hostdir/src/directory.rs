@@ -99,7 +99,7 @@ impl HostDir {
         match self.enter(dir, record.name, self.likely_known(dir, record.ino)) {
             Ok((inode, status, _)) => {
                 // The guest knows the entry from now on, so it will probably ask for it again.
-                dir.found(true);
+                dir.note(true);
                 let kind = u32::from(status.mode()) >> 12;
                 if !out.push_plus(name, ino, kind, record.off, &self.entry(&inode, &status)) {
                     self.inodes.forget_inode(&inode, 1);

@@ -30,3 +30,14 @@ pub(crate) const fn errno<T>(errno: i32) -> Result<T> {
 pub(crate) const STALE: Error = Error::Errno(libc::ESTALE);
 /// No such handle.
 pub(crate) const BAD_HANDLE: Error = Error::Errno(libc::EBADF);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn our_own_limits_are_the_systems_to_the_guest() {
+        assert_eq!(answer(Errno::MFILE), Error::Errno(libc::ENFILE));
+        assert_eq!(answer(Errno::NOENT), Error::Errno(libc::ENOENT));
+    }
+}

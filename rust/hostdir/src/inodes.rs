@@ -40,8 +40,8 @@ pub(crate) struct Inode {
     pub(crate) submount: bool,
     /// The inode is on another device than what the guest sees around it, so its number may clash. See [`Inode::ino`].
     pub(crate) foreign: bool,
-    /// Of a directory: whether names looked up in it lately led to nodes that were known already. See [`Inode::expects_known`].
-    known: AtomicU8,
+    /// Of a directory: how its last lookups ended. See [`Inode::stat_pays`].
+    stat_paid: AtomicU8,
 }
 
 impl Inode {
@@ -90,17 +90,19 @@ impl Inode {
         if self.effects.read_only { errno(libc::EROFS) } else { Ok(()) }
     }
 
-    /// Whether the next name in this directory likely leads to a known node. One statx(2) by name settles that case; the other takes
-    /// open and statx of the descriptor, and a wrong guess one call more. Two hits turn the guess, so do two misses.
-    pub(crate) fn expects_known(&self) -> bool {
-        self.known.load(Ordering::Relaxed) >= 2
+    /// Whether to ask for the next name in this directory by statx(2) first. That is all that a known node or an absent name takes;
+    /// a new node takes open and statx(2) of the descriptor, and one call more if it was asked for by name before. Two
+    /// lookups that went the other way turn the answer.
+    pub(crate) fn stat_pays(&self) -> bool {
+        self.stat_paid.load(Ordering::Relaxed) >= 2
     }
 
-    pub(crate) fn found(&self, known: bool) {
-        let seen = self.known.load(Ordering::Relaxed);
-        let next = if known { (seen + 1).min(3) } else { seen.saturating_sub(1) };
+    /// Notes how a lookup in this directory ended: with a node that was known or an absent name, or with a new node.
+    pub(crate) fn note(&self, stat_paid: bool) {
+        let seen = self.stat_paid.load(Ordering::Relaxed);
+        let next = if stat_paid { (seen + 1).min(3) } else { seen.saturating_sub(1) };
         if next != seen {
-            self.known.store(next, Ordering::Relaxed);
+            self.stat_paid.store(next, Ordering::Relaxed);
         }
     }
 
@@ -178,8 +180,8 @@ impl Inodes {
         self.by_key.read(hash).find(hash, |inode| inode.key == key).is_some()
     }
 
-    /// The node of a host inode, counted once more, made by `new` if there is none. Also tells whether it was there.
-    pub(crate) fn enter(&self, key: Key, new: impl FnOnce() -> NewInode) -> (Arc<Inode>, bool) {
+    /// The node of a host inode, counted once more, made of `new` if there is none. Also tells whether it was there.
+    pub(crate) fn enter(&self, key: Key, new: NewInode) -> (Arc<Inode>, bool) {
         let hash = self.hash_key(key);
         let mut table = self.by_key.write(hash);
         match table.entry(hash, |inode| inode.key == key, |inode| self.hash_key(inode.key)) {
@@ -188,12 +190,12 @@ impl Inodes {
                     return (Arc::clone(entry.get()), true);
                 }
                 // Its last lookup was taken back a moment ago; whoever did that leaves the newcomer alone.
-                let inode = self.enter_new(key, new());
+                let inode = self.enter_new(key, new);
                 *entry.get_mut() = Arc::clone(&inode);
                 (inode, false)
             }
             Entry::Vacant(entry) => {
-                let inode = self.enter_new(key, new());
+                let inode = self.enter_new(key, new);
                 entry.insert(Arc::clone(&inode));
                 (inode, false)
             }
@@ -257,5 +259,5 @@ impl Inodes {
 fn make(id: u64, key: Key, new: NewInode) -> Inode {
     let NewInode { fd, kind, submount, foreign, effects } = new;
     let kind = kind & libc::S_IFMT as u16;
-    Inode { id, key, effects, nlookup: AtomicU64::new(1), fd, kind, submount, foreign, known: AtomicU8::new(0) }
+    Inode { id, key, effects, nlookup: AtomicU64::new(1), fd, kind, submount, foreign, stat_paid: AtomicU8::new(0) }
 }

@@ -9,7 +9,7 @@ use virtiofs_fuse::wire::{AttrOut, EntryOut, bits};
 use virtiofs_fuse::{Error, Result};
 
 use crate::HostDir;
-use crate::error::Lift;
+use crate::error::{Lift, errno};
 use crate::hostdir::component;
 use crate::inodes::{Inode, Key, NewInode};
 use crate::stat::Status;
@@ -18,23 +18,29 @@ impl HostDir {
     pub(crate) fn op_lookup(&self, parent: u64, name: &CStr) -> Result<EntryOut> {
         let dir = self.inodes.get(parent)?;
         let name = component(name)?;
-        match self.enter(&dir, name, dir.expects_known()) {
+        match self.enter(&dir, name, dir.stat_pays()) {
             Ok((inode, status, known)) => {
-                dir.found(known);
+                dir.note(known);
                 Ok(self.entry(&inode, &status))
             }
-            Err(Error::Errno(libc::ENOENT)) if !dir.effects.negative_ttl.is_zero() => Ok(dir.effects.negative_entry()),
+            Err(Error::Errno(libc::ENOENT)) => {
+                dir.note(true);
+                match dir.effects.negative_ttl.is_zero() {
+                    true => errno(libc::ENOENT),
+                    false => Ok(dir.effects.negative_entry()),
+                }
+            }
             Err(error) => Err(error),
         }
     }
 
     /// The node that a name leads to, counted once more, its attributes, and whether it was known before.
     ///
-    /// One statx(2) by name if it is known and `likely_known`; open, statx(2), and close if it was known after all; one call
+    /// One statx(2) by name if it is known and `stat_first`; open, statx(2), and close if it was known after all; one call
     /// if there is no such name. The name is a single component and is never followed, so whatever somebody puts in its place
     /// meanwhile, the node is an entry of this directory.
-    pub(crate) fn enter(&self, dir: &Inode, name: &CStr, likely_known: bool) -> Result<(Arc<Inode>, Status, bool)> {
-        if likely_known {
+    pub(crate) fn enter(&self, dir: &Inode, name: &CStr, stat_first: bool) -> Result<(Arc<Inode>, Status, bool)> {
+        if stat_first {
             let status = Status::by_name(dir.fd(), name)?;
             if let Some(inode) = self.inodes.find_and_count(status.key()) {
                 return Ok((inode, status, true));
@@ -46,16 +52,18 @@ impl HostDir {
         Ok((inode, status, known))
     }
 
-    /// The node of an O_PATH descriptor that was opened as `name` in `dir`.
+    /// The node of an O_PATH descriptor that was opened as `name` in `dir`. What holds for a new one is decided outside of all locks.
     pub(crate) fn enter_fd(&self, dir: &Inode, name: &CStr, fd: OwnedFd, status: &Status) -> (Arc<Inode>, bool) {
         let key = status.key();
-        self.inodes.enter(key, || {
-            let other_file_system = (key.mount, key.device) != (dir.key.mount, dir.key.device);
-            let is_directory = u32::from(status.mode()) & libc::S_IFMT == libc::S_IFDIR;
-            let submount = other_file_system && is_directory && self.submounts();
-            let foreign = !submount && (dir.foreign || key.device != dir.key.device);
-            NewInode::new(fd, status, self.effects_for(dir, name, status), submount, foreign)
-        })
+        if let Some(inode) = self.inodes.find_and_count(key) {
+            return (inode, true);
+        }
+        let other_file_system = (key.mount, key.device) != (dir.key.mount, dir.key.device);
+        let is_directory = u32::from(status.mode()) & libc::S_IFMT == libc::S_IFDIR;
+        let submount = other_file_system && is_directory && self.submounts();
+        let foreign = !submount && (dir.foreign || key.device != dir.key.device);
+        let effects = self.effects_for(dir, name, status);
+        self.inodes.enter(key, NewInode::new(fd, status, effects, submount, foreign))
     }
 
     /// A node as the guest enters it. The lookup must have been counted.

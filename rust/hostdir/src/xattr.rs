@@ -148,3 +148,45 @@ impl HostDir {
 fn is_acl(name: &[u8]) -> bool {
     name == b"system.posix_acl_access" || name == b"system.posix_acl_default"
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Config;
+    use crate::lookup::open_path;
+
+    /// What a kernel before 6.13 makes us do gives what a newer one's calls give.
+    #[test]
+    fn the_way_by_path_does_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("f"), "").unwrap();
+        std::os::unix::fs::symlink("f", dir.path().join("l")).unwrap();
+        let share = HostDir::new(Config { root: dir.path().into(), ..Config::default() }).unwrap();
+        let root = std::fs::File::open(dir.path()).unwrap();
+        for by_path in [false, true] {
+            BY_PATH.store(by_path, Ordering::Relaxed);
+            for (file, name) in [(c"f", c"user.x"), (c"l", c"trusted.x")] {
+                let fd = open_path(root.as_fd(), file).unwrap();
+                let attributes = share.xattrs(fd.as_fd());
+                match attributes.set(name, b"value", 0) {
+                    Err(Error::Errno(libc::EPERM | libc::EOPNOTSUPP)) => {
+                        eprintln!("without {name:?}: not allowed here");
+                        continue;
+                    }
+                    result => result.unwrap(),
+                }
+                let mut out = [0; 16];
+                assert_eq!(attributes.get(name, &mut []), Ok(5));
+                assert_eq!(attributes.get(name, &mut out), Ok(5));
+                assert_eq!(&out[..5], b"value");
+                assert_eq!(attributes.get(name, &mut out[..2]), Err(Error::Errno(libc::ERANGE)));
+                let length = attributes.list(&mut out).unwrap();
+                assert_eq!(out[..length], *name.to_bytes_with_nul());
+                assert_eq!(attributes.list(&mut []), Ok(length));
+                attributes.remove(name).unwrap();
+                assert_eq!(attributes.get(name, &mut out), Err(Error::Errno(libc::ENODATA)));
+            }
+        }
+        BY_PATH.store(false, Ordering::Relaxed);
+    }
+}

@@ -44,6 +44,11 @@ macro_rules! needs_root {
     };
 }
 
+/// A folder on the file system of the build directory, since the usual place may be a tmpfs.
+pub fn on_disk() -> TempDir {
+    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).or_else(|_| tempfile::tempdir()).unwrap()
+}
+
 pub fn config() -> Config {
     let effects =
         Effects { entry_ttl: Duration::from_millis(1500), attr_ttl: Duration::from_secs(2), ..Effects::default() };
@@ -169,7 +174,7 @@ fn parse(mut bytes: &[u8], plus: bool) -> Vec<Listed> {
         let before = bytes.len();
         let mut entry = EntryOut::default();
         if plus {
-            (entry, bytes) = EntryOut::read_from_prefix(bytes).map(|(entry, rest)| (entry, rest)).unwrap();
+            (entry, bytes) = EntryOut::read_from_prefix(bytes).unwrap();
         }
         let (head, rest) = Dirent::read_from_prefix(bytes).unwrap();
         let name = rest[..head.namelen as usize].to_vec();
