@@ -56,9 +56,7 @@ def test_unreadable_directory(tmp_path: Path) -> None:
         closed.chmod(0o700)
     else:
         closed.chmod(0)
-    said = refused(
-        tmp_path, closed, "--socket", tmp_path / "s", wrap=without("dac_override", "dac_read_search")
-    )
+    said = refused(tmp_path, closed, "--socket", tmp_path / "s", wrap=without("dac_override", "dac_read_search"))
     assert f"{closed}: permission denied" in said
     assert "run as one who may" in said
 
@@ -157,9 +155,7 @@ def test_socket_in_a_directory_of_somebody_else(tmp_path: Path) -> None:
         foreign.chmod(0o755)
     else:
         foreign.chmod(0o555)
-    said = refused(
-        tmp_path, tmp_path, "--socket", foreign / "s", wrap=without("dac_override", "dac_read_search")
-    )
+    said = refused(tmp_path, tmp_path, "--socket", foreign / "s", wrap=without("dac_override", "dac_read_search"))
     assert f"{foreign}/s: permission denied" in said
     assert "that you may write to" in said
 
@@ -170,9 +166,7 @@ def test_socket_group(tmp_path: Path) -> None:
 
 
 def test_socket_group_that_may_not_be_given(tmp_path: Path) -> None:
-    said = refused(
-        tmp_path, tmp_path, "--socket", tmp_path / "s", "--socket-group", "54321", wrap=without("chown")
-    )
+    said = refused(tmp_path, tmp_path, "--socket", tmp_path / "s", "--socket-group", "54321", wrap=without("chown"))
     assert "only root and members of group 54321" in said
 
 

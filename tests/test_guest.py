@@ -4,7 +4,7 @@ import errno
 import os
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -160,14 +160,15 @@ def test_all_nodes_are_given_back(guest: Guest, share: Path) -> None:
 def test_read_only(share: Path) -> None:
     with Guest(Passthrough(share, read_only=True)) as guest:
         assert guest.read_file("hello")
-        for change in (
+        changes: list[Callable[[], None]] = [
             lambda: guest.write_file("new", b""),
             lambda: guest.write_file("hello", b""),
             lambda: guest.mkdir("new"),
             lambda: guest.unlink("hello"),
             lambda: guest.rename("hello", "new"),
             lambda: guest.chmod("hello", 0o777),
-        ):
+        ]
+        for change in changes:
             with fails(errno.EROFS):
                 change()
     assert (share / "hello").read_text() == "hello from the host\n"
@@ -235,7 +236,7 @@ def test_files_belong_to_the_caller_in_the_guest(share: Path) -> None:
 def test_threads_share_a_guest(share: Path) -> None:
     failures: list[BaseException] = []
 
-    def work(number: int) -> None:
+    def work(guest: Guest, number: int) -> None:
         try:
             for turn in range(20):
                 name, data = f"{number}-{turn}", bytes([number]) * 5000
@@ -246,7 +247,7 @@ def test_threads_share_a_guest(share: Path) -> None:
             failures.append(error)
 
     with Guest(Passthrough(share), request_queues=4) as guest:
-        threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+        threads = [threading.Thread(target=work, args=(guest, number)) for number in range(8)]
         for thread in threads:
             thread.start()
         for thread in threads:

@@ -13,9 +13,7 @@ import virtiofs
 
 def test_all_is_what_is_exported() -> None:
     exported = {
-        name
-        for name, value in vars(virtiofs).items()
-        if not name.startswith("_") and not isinstance(value, ModuleType)
+        name for name, value in vars(virtiofs).items() if not name.startswith("_") and not isinstance(value, ModuleType)
     }
     assert exported == set(virtiofs.__all__) - {"__version__"}
 

@@ -34,7 +34,9 @@ __all__ = [
 ]
 
 if _core.DEBUG_BUILD:
-    warnings.warn("virtiofs was built without optimisation and is slow: build it with --release", RuntimeWarning, stacklevel=2)
+    warnings.warn(
+        "virtiofs was built without optimisation and is slow: build it with --release", RuntimeWarning, stacklevel=2
+    )
 
 for _name in __all__:
     # Names read as what users import, not as where they happen to lie.

@@ -1,13 +1,34 @@
-"""Native parts of the package `virtiofs`. Private: use the names that `virtiofs` exports."""
-
 from os import PathLike
-from types import TracebackType
-from typing import Final, Literal, Self, TypedDict, final
+from typing import Final, Literal, Self, TypeAlias, TypedDict, final
 
-from typing_extensions import Buffer
+from typing_extensions import Buffer, disjoint_base
 
-_Path = str | PathLike[str]
-_Level = Literal["off", "error", "warn", "info", "debug", "trace"]
+__all__ = [
+    "DEBUG_BUILD",
+    "FOPEN",
+    "INIT",
+    "MAX_REQUEST_QUEUES",
+    "Attr",
+    "Client",
+    "Daemon",
+    "DirEntry",
+    "Entry",
+    "File",
+    "Guest",
+    "HostDir",
+    "Open",
+    "Statfs",
+    "__version__",
+    "log",
+    "log_sink",
+    "log_stop",
+    "log_to_python",
+    "log_to_stderr",
+    "log_to_syslog",
+]
+
+_Path: TypeAlias = str | PathLike[str]
+_Level: TypeAlias = Literal["off", "error", "warn", "info", "debug", "trace"]
 
 class _Session(TypedDict):
     tag: str | None
@@ -37,6 +58,7 @@ def log_stop() -> None: ...
 def log_to_python(level: _Level) -> None: ...
 def log_to_stderr(level: _Level) -> None: ...
 def log_to_syslog(level: _Level, path: str = "/dev/log") -> None: ...
+
 @final
 class Attr:
     @property
@@ -169,6 +191,7 @@ class Daemon:
     def fileno(self) -> int: ...
     def stats(self) -> _Stats: ...
 
+@disjoint_base
 class Guest:
     def __new__(
         cls,
@@ -237,7 +260,7 @@ class File:
     def copy_to(self, offset: int, to: File, to_offset: int, size: int) -> int: ...
     def close(self) -> None: ...
     def __enter__(self) -> Self: ...
-    def __exit__(self, *_args: type[BaseException] | BaseException | TracebackType | None) -> None: ...
+    def __exit__(self, *_args: object) -> None: ...
 
 @final
 class Client:
@@ -276,9 +299,7 @@ class Client:
     def mkdir(self, parent: int, name: str | bytes, mode: int = 0o777, umask: int = 0o022) -> Entry: ...
     def unlink(self, parent: int, name: str | bytes) -> None: ...
     def rmdir(self, parent: int, name: str | bytes) -> None: ...
-    def rename(
-        self, parent: int, name: str | bytes, newparent: int, newname: str | bytes, flags: int = 0
-    ) -> None: ...
+    def rename(self, parent: int, name: str | bytes, newparent: int, newname: str | bytes, flags: int = 0) -> None: ...
     def link(self, node: int, newparent: int, newname: str | bytes) -> Entry: ...
     def open(self, node: int, flags: int) -> Open: ...
     def create(

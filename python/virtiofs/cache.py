@@ -33,7 +33,8 @@ class Cache:
 
     Args:
         name: What the mode is called in logs and messages.
-        attr_timeout: Seconds for which the guest trusts attributes (size, mode, times). 0 asks each time, `math.inf` never again.
+        attr_timeout: Seconds for which the guest trusts attributes (size, mode, times). 0 asks each time, `math.inf` never
+            again.
         entry_timeout: Seconds for which it trusts that a name leads to an inode.
         negative_timeout: Seconds for which it trusts that a name does not exist.
         direct_io: Reads and writes go to the host each time, past the guest's page cache.

@@ -135,7 +135,9 @@ def _serve(arguments: argparse.Namespace) -> int:
     for warning in warnings:
         _core.log("warn", warning)
     with server.start():
-        _core.log("info", "serving", directory=server.fs.directory, tag=server.tag, socket=server.path or f"fd {config.fd}")
+        _core.log(
+            "info", "serving", directory=server.fs.directory, tag=server.tag, socket=server.path or f"fd {config.fd}"
+        )
         _core.log("info", f"start a guest with: {server.qemu_line()}")
         _core.log("info", f"in the guest: mount -t virtiofs {server.tag} /mnt")
         number = server.run()

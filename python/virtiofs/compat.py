@@ -148,7 +148,9 @@ def check(arguments: argparse.Namespace) -> list[str]:
             known = ", ".join(filter(None, values))
             raise ConfigError(f"{spelling}: unknown value {getattr(arguments, option)!r}: choose one of {known}")
     if arguments.sandbox != "none":
-        warnings.append(f"--sandbox={arguments.sandbox} is not applied: the daemon runs with the privileges of its user")
+        warnings.append(
+            f"--sandbox={arguments.sandbox} is not applied: the daemon runs with the privileges of its user"
+        )
     if arguments.seccomp != "none":
         warnings.append(f"--seccomp={arguments.seccomp} is not applied: system calls are not filtered")
     if arguments.modcaps:

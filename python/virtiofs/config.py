@@ -2,11 +2,11 @@
 
 import os
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Literal
 
 from .cache import AUTO, Cache
 from .errors import ConfigError, hinted
-from .passthrough import Ownership, Passthrough
+from .passthrough import Passthrough
 from .server import Server, default_request_queues
 
 _FIRST_INHERITED_FD: Final = 3  # SD_LISTEN_FDS_START of sd_listen_fds(3)
@@ -48,7 +48,7 @@ class Config:
     announce_submounts: bool = True
     readdirplus: bool = True
     killpriv_v2: bool = True
-    ownership: Ownership = "auto"
+    ownership: Literal["auto", "caller"] = "auto"
 
     def filesystem(self) -> Passthrough:
         """Returns the file system that is shared."""

@@ -56,7 +56,6 @@ def run(directory: str | None = None) -> int:
         server = Server(fs, socket=scratch / "socket", tag="demo", once=True)
         say.step("start the server", server.start, lambda _: f"{server.request_queues} request queues, tag demo")
         stack.callback(server.close)
-        print(f"  a real guest would come by: {server.qemu_line()}")
 
         say.heading("guest: mount it, over vhost-user, without a virtual machine")
         guest = say.step("connect, negotiate, mount", lambda: Guest(server), _session)
@@ -72,7 +71,9 @@ def run(directory: str | None = None) -> int:
 
         say.heading("end")
         say.step("unmount", guest.close, lambda _: "")
-        say.step("the server ends with its guest (once)", lambda: server.wait(10), lambda over: "" if over else "it hangs")
+        say.step(
+            "the server ends with its guest (once)", lambda: server.wait(10), lambda over: "" if over else "it hangs"
+        )
         stats = server.stats()
         say.step("close", server.close, lambda _: f"{sum(stats.requests.values()):,} requests served")
         return 0 if not stats.panics and not stats.malformed else 1
@@ -81,21 +82,32 @@ def run(directory: str | None = None) -> int:
 def _write_and_read(say: _Transcript, guest: Guest, shared: Path) -> None:
     """What only a directory of our own is used for."""
     say.step("what the host wrote, read by the guest", lambda: guest.read_file("from-host/hello"), repr)
-    say.step("what the guest writes ...", lambda: guest.write_file("from-guest", b"hello, host\n"), lambda _: "")
+    say.step("what the guest writes ...", lambda: _write(guest), lambda _: "")
     say.step("... is on the host", lambda: (shared / "from-guest").read_bytes(), repr)
     say.step("a symlink, a hard link, a rename", lambda: _names(guest), lambda names: " ".join(names))
 
     modules = [path for path in Path(os.__file__).parent.glob("*.py") if path.is_file()]
     content = [(f"modules/{path.name}", path.read_bytes()) for path in modules]
     guest.mkdir("modules")
-    say.rate("write the modules of Python", len(content), lambda: [guest.write_file(*file) for file in content])
+    say.rate("write the modules of Python", len(content), lambda: _write_all(guest, content))
     same = all((shared / name).read_bytes() == data for name, data in content)
-    print(f"  {'compare them on the host':<44} {'':>9}  {f'{len(content)} files, all the same' if same else 'they differ'}")
+    print(
+        f"  {'compare them on the host':<44} {'':>9}  {f'{len(content)} files, all the same' if same else 'they differ'}"
+    )
     if not same:
         raise AssertionError("what the guest wrote is not what the host has")
     data = os.urandom(64 * _MIB)
     say.rate("write 64 MiB", 0, lambda: guest.write_file("big", data), "MiB", 64)
     say.rate("read it back", 0, lambda: _equal(guest.read_file("big"), data), "MiB", 64)
+
+
+def _write(guest: Guest) -> None:
+    guest.write_file("from-guest", b"hello, host\n")
+
+
+def _write_all(guest: Guest, files: list[tuple[str, bytes]]) -> None:
+    for name, data in files:
+        guest.write_file(name, data)
 
 
 def _names(guest: Guest) -> list[str]:
@@ -123,5 +135,3 @@ def _time(seconds: float) -> str:
         if seconds >= size:
             return f"{seconds / size:.2f} {unit}"
     return f"{seconds * 1e6:.0f} us"
-
-

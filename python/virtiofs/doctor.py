@@ -18,8 +18,6 @@ from typing import Final, Literal
 from . import _core
 from .host import OWNER_CAPABILITIES, has_capability, reachable_open_files
 
-State = Literal["yes", "no", "note"]
-
 _AT_FDCWD: Final = -100
 _KVM_GET_API_VERSION: Final = 0xAE00
 _SYS_OPENAT2: Final = 437
@@ -31,7 +29,7 @@ class Check:
     """One row: what was looked at, whether it is there, the finding, and what follows for a server."""
 
     name: str
-    state: State
+    state: Literal["yes", "no", "note"]
     found: str
     meaning: str = ""
 
@@ -206,4 +204,3 @@ def _shm() -> Check:
     found = os.statvfs("/dev/shm")
     free = found.f_bavail * found.f_frsize >> 20
     return Check("/dev/shm", "yes" if free >= 256 else "note", f"{free} MiB free", "for guests whose memory lies there")
-

@@ -31,9 +31,7 @@ class Listener:
         OSError: The path is in use (EADDRINUSE), is not a socket (EEXIST), or cannot be made there.
     """
 
-    def __init__(
-        self, path: str | os.PathLike[str], *, mode: int = 0o600, group: str | int | None = None
-    ) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, mode: int = 0o600, group: str | int | None = None) -> None:
         self.path = os.fspath(path)
         length = len(os.fsencode(self.path))
         if not 0 < length <= PATH_MAX or "\0" in self.path:
@@ -147,7 +145,9 @@ class _Turn:
             else:
                 return
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._fd >= 0:
             os.close(self._fd)
 

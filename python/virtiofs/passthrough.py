@@ -2,6 +2,7 @@
 
 import errno
 import os
+import stat
 from typing import Final, Literal
 
 from . import _core
@@ -24,8 +25,6 @@ _ALWAYS: Final = (
     "SETXATTR_EXT",
 )
 """Features of the FUSE session that every share takes when the guest offers them."""
-
-Ownership = Literal["auto", "caller"]
 
 
 class Passthrough:
@@ -68,7 +67,7 @@ class Passthrough:
         announce_submounts: bool = True,
         readdirplus: bool = True,
         killpriv_v2: bool = True,
-        ownership: Ownership = "auto",
+        ownership: Literal["auto", "caller"] = "auto",
     ) -> None:
         if ownership == "caller" and not may_change_owners():
             raise hinted(
@@ -140,10 +139,8 @@ def _checked(directory: str) -> str:
         raise hinted(error, "name an existing directory, or make it: mkdir -p") from None
     except PermissionError as error:
         raise hinted(error, "this user may not reach it: run as one who may") from None
-    if not os.path.stat.S_ISDIR(found.st_mode):
-        raise hinted(
-            NotADirectoryError(errno.ENOTDIR, "not a directory", directory), "only directories can be shared"
-        )
+    if not stat.S_ISDIR(found.st_mode):
+        raise hinted(NotADirectoryError(errno.ENOTDIR, "not a directory", directory), "only directories can be shared")
     if not os.access(directory, os.R_OK | os.X_OK, effective_ids=True):
         raise hinted(
             PermissionError(errno.EACCES, "permission denied", directory),

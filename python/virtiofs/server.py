@@ -275,8 +275,16 @@ def _log_to_python() -> None:
     import logging
 
     level = logging.getLogger("virtiofs").getEffectiveLevel()
-    names = [(logging.DEBUG, "trace"), (logging.INFO, "debug"), (logging.WARNING, "info"), (logging.ERROR, "warn")]
-    _core.log_to_python(next((name for above, name in names if level < above), "error"))
+    if level < logging.DEBUG:
+        _core.log_to_python("trace")
+    elif level < logging.INFO:
+        _core.log_to_python("debug")
+    elif level < logging.WARNING:
+        _core.log_to_python("info")
+    elif level < logging.ERROR:
+        _core.log_to_python("warn")
+    else:
+        _core.log_to_python("error")
 
 
 def _stop_log_to_python() -> None:

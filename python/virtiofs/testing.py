@@ -48,29 +48,24 @@ class Guest(_core.Guest):
 
     server: Server | None
     """The server, if it was given or made here."""
-
-    def __new__(cls, target: "Passthrough | Server | str | os.PathLike[str]", **options: Any) -> Self:
-        if isinstance(target, Server):
-            if target.path is None:
-                raise ConfigError("a server at an inherited socket has no path for a guest to connect to")
-            self = super().__new__(cls, target.path, **options)
-            self._made, self.server = None, target
-        elif isinstance(target, (str, os.PathLike)):
-            self = super().__new__(cls, target, **options)
-            self._made = self.server = None
-        else:
-            made = _Private(target)
-            try:
-                self = super().__new__(cls, made.server.path, **options)
-            except BaseException:
-                made.close()
-                raise
-            self._made, self.server = made, made.server
-        self._mounted = True
-        return self
-
     _made: "_Private | None"
     _mounted: bool
+
+    def __new__(cls, target: "Passthrough | Server | str | os.PathLike[str]", **options: Any) -> Self:
+        """Mounts the share."""
+        made = _Private(target) if isinstance(target, Passthrough) else None
+        server = made.server if made is not None else target if isinstance(target, Server) else None
+        path = server.path if server is not None else target
+        if not isinstance(path, (str, os.PathLike)):
+            raise ConfigError(f"a guest needs a file system, or a server or socket with a path, not {target!r}")
+        try:
+            self = super().__new__(cls, path, **options)
+        except BaseException:
+            if made is not None:
+                made.close()
+            raise
+        self.server, self._made, self._mounted = server, made, True
+        return self
 
     def close(self) -> None:
         """Unmounts the share, and ends the server that was made for it. May be called again."""

@@ -10,6 +10,7 @@ use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
+use rustix::net::{Shutdown, shutdown};
 use virtiofs_guest::{self as guest, Options, Result};
 
 use crate::client::{Client, Name, bytes};
@@ -65,9 +66,14 @@ impl Guest {
         Ok(Guest { native })
     }
 
-    /// Gives all nodes back, ends the session and stops the device. Open files do not work any more.
+    /// Gives all nodes back, ends the session and hangs up. Open files do not work any more.
     fn unmount(&self, py: Python<'_>) -> PyResult<()> {
-        self.run(py, guest::Guest::unmount)
+        self.run(py, |native| {
+            let result = native.unmount();
+            // The socket itself closes when the last file that is still referred to is gone; the server need not wait for that.
+            native.client().with_connection(|connection| shutdown(connection, Shutdown::Both));
+            result
+        })
     }
 
     /// The operations beneath, by node id.
