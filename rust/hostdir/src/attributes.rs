@@ -74,9 +74,12 @@ impl HostDir {
     /// chmod(2) of the pinned inode: fchmodat2 (Linux 6.6), before that through /proc.
     pub(crate) fn chmod(&self, inode: &Inode, mode: u32) -> Result<()> {
         match sys::fchmod_path(inode.fd(), mode) {
-            Err(Errno::NOSYS) => {}
-            result => return result.lift(),
+            Err(Errno::NOSYS) => self.chmod_by_path(inode, mode),
+            result => result.lift(),
         }
+    }
+
+    fn chmod_by_path(&self, inode: &Inode, mode: u32) -> Result<()> {
         if inode.kind() == libc::S_IFLNK {
             return errno(libc::EOPNOTSUPP);
         }
@@ -97,14 +100,9 @@ impl HostDir {
         rustix::io::retry_on_intr(|| rustix::fs::ftruncate(&fd, size)).lift()
     }
 
-    /// utimensat(2) of the pinned inode: on the descriptor itself since Linux 5.8, before that through /proc.
+    /// utimensat(2) of the pinned inode: on the descriptor itself since Linux 5.8.
     fn set_times(&self, inode: &Inode, times: &Timestamps) -> Result<()> {
-        match rustix::fs::utimensat(inode.fd(), c"", times, AtFlags::EMPTY_PATH) {
-            Err(Errno::INVAL | Errno::NOENT) => {}
-            result => return result.lift(),
-        }
-        let path = DecInt::from_fd(inode.fd());
-        rustix::fs::utimensat(self.proc.dir(), path.as_c_str(), times, AtFlags::empty()).lift()
+        rustix::fs::utimensat(inode.fd(), c"", times, AtFlags::EMPTY_PATH).lift()
     }
 
     pub(crate) fn op_readlink(&self, node: u64, out: &mut Vec<u8>) -> Result<()> {
@@ -151,5 +149,34 @@ fn time(set: bool, now: bool, seconds: u64, nanoseconds: u32) -> Timespec {
         (_, true) => Timespec { tv_sec: 0, tv_nsec: UTIME_NOW },
         (true, _) => Timespec { tv_sec: seconds as i64, tv_nsec: nanoseconds.into() },
         _ => Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use virtiofs_fuse::wire::ROOT_ID;
+
+    use super::*;
+    use crate::Config;
+
+    /// What a kernel before 6.6 makes us do gives what a newer one's call gives.
+    #[test]
+    fn the_way_by_path_changes_the_same_mode() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("f"), "").unwrap();
+        std::os::unix::fs::symlink("f", dir.path().join("l")).unwrap();
+        let share = HostDir::new(Config { root: dir.path().into(), ..Config::default() }).unwrap();
+        let node = |name| share.inodes.get(share.op_lookup(ROOT_ID, name).unwrap().nodeid).unwrap();
+        let mode = || std::fs::metadata(dir.path().join("f")).unwrap().mode() & 0o7777;
+        share.chmod(&node(c"f"), 0o4711).unwrap();
+        assert_eq!(mode(), 0o4711);
+        share.chmod_by_path(&node(c"f"), 0o640).unwrap();
+        assert_eq!(mode(), 0o640);
+        for refused in [share.chmod(&node(c"l"), 0o600), share.chmod_by_path(&node(c"l"), 0o600)] {
+            assert_eq!(refused, Err(virtiofs_fuse::Error::Errno(libc::EOPNOTSUPP)));
+        }
+        assert_eq!(mode(), 0o640);
     }
 }

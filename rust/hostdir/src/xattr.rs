@@ -63,6 +63,7 @@ impl Attributes<'_> {
     fn get(&self, name: &CStr, out: &mut [u8]) -> Result<usize> {
         match self.at(|dir, path| sys::getxattrat(dir, path, name, out)) {
             Some(result) => result.lift(),
+            None if out.is_empty() => rustix::fs::getxattr_query(self.path(), name).lift(),
             None => rustix::fs::getxattr(self.path(), name, out).lift(),
         }
     }
@@ -70,6 +71,7 @@ impl Attributes<'_> {
     fn list(&self, out: &mut [u8]) -> Result<usize> {
         match self.at(|dir, path| sys::listxattrat(dir, path, out)) {
             Some(result) => result.lift(),
+            None if out.is_empty() => rustix::fs::listxattr_query(self.path()).lift(),
             None => rustix::fs::listxattr(self.path(), out).lift(),
         }
     }
