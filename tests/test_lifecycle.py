@@ -245,8 +245,9 @@ guest.read_file("hello")
 
 
 def test_guest_without_a_server(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match=str(tmp_path / "missing")) as caught:
         Guest(tmp_path / "missing")
+    assert caught.value.errno == errno.ENOENT
     with socket.socket(socket.AF_UNIX) as silent:
         silent.bind(str(tmp_path / "silent"))
         silent.listen(1)

@@ -1,5 +1,7 @@
 //! From the errors of the crates to exceptions.
 
+use std::io::ErrorKind;
+
 use pyo3::exceptions::{PyOSError, PyTimeoutError};
 use pyo3::prelude::*;
 use virtiofs_guest::Error;
@@ -8,13 +10,28 @@ use virtiofs_guest::Error;
 pub(crate) fn of_guest(py: Python<'_>, error: Error) -> PyErr {
     match error {
         Error::Errno(errno) => of_errno(py, errno),
-        Error::Io(error) => error.into(),
+        Error::Io(error) => match (error.raw_os_error(), number(error.kind())) {
+            (None, Some(errno)) => PyOSError::new_err((errno, error.to_string())),
+            _ => error.into(),
+        },
         Error::Timeout { .. } => PyTimeoutError::new_err(error.to_string()),
         Error::Protocol(what) => {
             let class = py.import("virtiofs.errors").and_then(|module| module.getattr("ProtocolError"));
             class.and_then(|class| class.call1((what,))).map_or_else(|error| error, PyErr::from_value)
         }
     }
+}
+
+/// The errno that an error of our own words stands for.
+fn number(kind: ErrorKind) -> Option<i32> {
+    Some(match kind {
+        ErrorKind::NotFound => libc::ENOENT,
+        ErrorKind::PermissionDenied => libc::EACCES,
+        ErrorKind::ConnectionRefused => libc::ECONNREFUSED,
+        ErrorKind::ConnectionReset => libc::ECONNRESET,
+        ErrorKind::InvalidInput => libc::EINVAL,
+        _ => return None,
+    })
 }
 
 /// `OSError(errno, strerror(errno))`, which Python makes a FileNotFoundError and so on.

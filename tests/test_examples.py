@@ -1,0 +1,84 @@
+"""Each example runs, and is short enough to be read."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from virtiofs import Passthrough, serve
+from virtiofs.testing import Guest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def run(name: str, *arguments: str | Path) -> str:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(EXAMPLES / name), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
+def test_is_short_and_tested(path: Path) -> None:
+    assert len(path.read_text().splitlines()) < 80
+    assert f'"{path.name}"' in Path(__file__).read_text(), "no test runs it"
+
+
+def test_try_without_vm() -> None:
+    said = run("try_without_vm.py")
+    assert "guest reads: hello, guest\n" in said
+    assert "host reads: hello, host\n" in said
+    assert "notes/from-guest\n" in said
+
+
+def test_check_daemon(share: Path, tmp_path: Path) -> None:
+    with serve(Passthrough(share), tmp_path / "s", tag="checked"):
+        said = run("check_daemon.py", tmp_path / "s")
+    assert said.startswith("tag checked, FUSE 7.46, requests up to 1024 KiB\nGETATTR takes ")
+    assert sorted(os.listdir(share)) == ["hello", "sub"]
+
+
+def test_share(share: Path, tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-W", "error", str(EXAMPLES / "share.py"), str(share), str(tmp_path / "s")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            with Guest(tmp_path / "s", connect_timeout=20) as guest:
+                assert guest.read_file("hello") == b"hello from the host\n"
+                assert guest.client.lookup(1, "hello").attr_timeout == 5
+                with pytest.raises(OSError, match="Read-only file system"):
+                    guest.write_file("hello", b"")
+            process.send_signal(signal.SIGINT)
+            said, log = process.communicate(timeout=20)
+        finally:
+            process.kill()
+    assert process.returncode == 0, log
+    assert said.startswith("qemu-system-")
+    assert "tag=shared" in said
+    assert said.endswith(" requests served\n")
+    assert "a VMM is connected" in log
+
+
+def test_readme(tmp_path: Path) -> None:
+    """The Python of the README runs as it stands there."""
+    text = (EXAMPLES.parent / "README.md").read_text()
+    programs = [part.partition("```")[0] for part in text.split("```python\n")[1:]]
+    assert programs
+    for number, program in enumerate(programs):
+        path = tmp_path / f"{number}.py"
+        path.write_text(program)
+        done = subprocess.run(
+            [sys.executable, "-W", "error", str(path)], cwd=tmp_path, capture_output=True, text=True, timeout=50
+        )
+        assert done.returncode == 0, done.stderr
