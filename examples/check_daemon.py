@@ -1,7 +1,7 @@
 """Test any vhost-user-fs daemon.
 
-Run it as ``python check_daemon.py SOCKET``. The embedded guest connects to the socket as a virtual machine monitor would, and holds
-each reply to what Linux demands. A broken protocol ends the run with ProtocolError.
+Run it as ``python check_daemon.py SOCKET``. The embedded guest connects to the socket as a virtual machine monitor would,
+and holds each reply to what Linux demands. A broken protocol ends the run with ProtocolError.
 """
 
 import os
