@@ -371,11 +371,12 @@ fn layouts(options: &Options, features: u64, queues: u16) -> Result<Vec<Layout>>
         let slots = slots.clamp(1, options.queue_size);
         // Without indirect descriptors a slot is a part of the ring itself: as many as fit, at the size that fits.
         let slots = if indirect { slots } else { slots.min(options.queue_size / 8).max(1) };
-        let fits = if indirect { pages } else { pages.min(usize::from(options.queue_size / slots).saturating_sub(5)) };
+        // As in Linux: data pages and the four other parts of a request must fit into a chain.
+        let chain = if indirect { options.queue_size } else { options.queue_size / slots };
         Layout {
             size: options.queue_size,
             slots: 1 << slots.ilog2(),
-            pages: fits,
+            pages: pages.min(usize::from(chain).saturating_sub(4)),
             indirect,
             event_idx: features & feature::EVENT_IDX != 0,
             contiguous: options.contiguous,

@@ -2,6 +2,7 @@
 
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
+use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -193,6 +194,12 @@ impl Connection {
             Ok(_) | Err(Errno::INTR) => Ok(()),
             Err(errno) => Err(errno.into()),
         }
+    }
+
+    /// Closes the connection, whoever still holds it.
+    pub fn hang_up(&self) {
+        // Fails only when it is closed already.
+        let _ = self.stream.shutdown(Shutdown::Both);
     }
 
     /// Whether the other end closed the connection, within the time limit.

@@ -13,7 +13,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use crate::check::Expect;
 use crate::memory::{Memory, PAGE};
 use crate::signal::Bell;
-use crate::slot::{AREA_PAGES, Slot};
+use crate::slot::{AREA_PAGES, ARGS_MAX, Slot};
 use crate::{Error, Framing, Result};
 
 const NO_INTERRUPT: u16 = 1;
@@ -67,7 +67,15 @@ pub(crate) struct Layout {
 impl Layout {
     /// Descriptors that each slot has.
     pub(crate) fn table(&self) -> usize {
-        if self.indirect { 2 * self.pages + 64 } else { usize::from(self.size / self.slots) }
+        if !self.indirect {
+            return usize::from(self.size / self.slots);
+        }
+        let pieces = match self.framing {
+            Framing::Pieces(size) => (self.pages * PAGE + ARGS_MAX) / size.max(1),
+            _ => self.pages,
+        };
+        // No chain may be longer than its ring (virtio 1.3, 2.7.5.3.1).
+        (pieces + self.pages + 64).min(usize::from(self.size))
     }
 
     /// Guest memory that a ring takes, in pages.

@@ -9,7 +9,7 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use crate::memory::PAGE;
 use crate::signal::Bell;
-use crate::{Client, Error, Result};
+use crate::{Client, Connection, Error, Result};
 
 /// Bytes of INIT's reply before minor 23.
 const INIT_OUT_OLD: usize = 24;
@@ -84,6 +84,12 @@ impl Client {
             self.destroy()?;
         }
         self.stop().map(drop)
+    }
+
+    /// Is gone without a word, as a guest whose VMM was killed: no DESTROY, no stop; the socket closes at once. Nothing works after it.
+    pub fn vanish(&self) {
+        self.open.store(false, Ordering::Release);
+        self.with_connection(Connection::hang_up);
     }
 
     /// Stops the queues; answers where in each available ring the device stood.

@@ -31,6 +31,8 @@ pub struct VhostUser {
     protocol: Protocol,
     by_bytes: bool,
     queues: Vec<u16>,
+    /// Guest addresses of the regions that the device was given one by one: it keeps them when it is stopped.
+    given: Vec<u64>,
 }
 
 impl VhostUser {
@@ -46,7 +48,14 @@ impl VhostUser {
             connection.acks = protocol.contains(Protocol::REPLY_ACK);
         }
         connection.tell(FrontendReq::SET_OWNER, &[], &[])?;
-        Ok(VhostUser { connection, features, protocol, by_bytes: config_by_bytes, queues: Vec::new() })
+        Ok(VhostUser {
+            connection,
+            features,
+            protocol,
+            by_bytes: config_by_bytes,
+            queues: Vec::new(),
+            given: Vec::new(),
+        })
     }
 
     /// The protocol features in use.
@@ -146,7 +155,9 @@ impl Transport for VhostUser {
             if regions.len() as u64 > slots {
                 return Err(Error::Protocol(format!("the device takes {slots} memory regions, not {}", regions.len())));
             }
-            regions.iter().try_for_each(|region| self.single(FrontendReq::ADD_MEM_REG, region))?;
+            let new = regions.iter().filter(|region| !self.given.contains(&region.address));
+            new.clone().try_for_each(|region| self.single(FrontendReq::ADD_MEM_REG, region))?;
+            self.given = regions.iter().map(|region| region.address).collect();
         } else if regions.len() > TABLE_MAX {
             return Err(Error::Protocol(format!("{} memory regions do not fit into one message", regions.len())));
         } else {
@@ -174,14 +185,22 @@ impl Transport for VhostUser {
 
     fn add_region(&mut self, memory: &Memory, region: &Region) -> Result<()> {
         match self.has(Protocol::CONFIGURE_MEM_SLOTS) {
-            true => self.single(FrontendReq::ADD_MEM_REG, region),
+            true => {
+                self.single(FrontendReq::ADD_MEM_REG, region)?;
+                self.given.push(region.address);
+                Ok(())
+            }
             false => self.set_mem_table(&memory.regions()),
         }
     }
 
     fn remove_region(&mut self, region: &Region) -> Result<()> {
         match self.has(Protocol::CONFIGURE_MEM_SLOTS) {
-            true => self.single(FrontendReq::REM_MEM_REG, region),
+            true => {
+                self.single(FrontendReq::REM_MEM_REG, region)?;
+                self.given.retain(|address| *address != region.address);
+                Ok(())
+            }
             false => Err(Error::Protocol("the device cannot take single regions away".into())),
         }
     }
