@@ -20,7 +20,7 @@ demo: $(VENV)/installed ## Serve a directory to a guest in this process and show
 	@$(BIN)/virtiofs demo
 
 .PHONY: demo-vm
-demo-vm: $(VENV)/installed ## The same with a stock Debian kernel under QEMU
+demo-vm: $(VENV)/installed guests ## The same with a stock Debian kernel under QEMU
 	@$(BIN)/python -m tests.vm.demo_vm
 
 .PHONY: test
@@ -45,8 +45,12 @@ check-python: $(VENV)/tools ## Formatting, lints, types and stubs of the Python 
 test-rust: ## Tests of the Rust side
 	cargo test --quiet
 
+.PHONY: guests
+guests: ## Fetch what the virtual machines of the tests need into .cache/vm (no root)
+	@$(PYTHON) -m tests.vm.provision || echo "tests in virtual machines will be skipped"
+
 .PHONY: test-python
-test-python: $(VENV)/tools ## Tests of the package, as it is installed, and of guests
+test-python: $(VENV)/tools guests ## Tests of the package, as it is installed, and of guests
 	$(BIN)/python -m pytest --durations=10 $(PYTEST)
 
 .PHONY: bench
