@@ -178,9 +178,8 @@ class Guest(ABC):
         """
         token = secrets.token_hex(8)
         self._send(where, token, script)
-        lines = list(self._until(token, time.monotonic() + timeout, script))
-        status = int(lines.pop())
-        return Done(status, "".join(lines).removesuffix("\n"))
+        *lines, status = self._until(token, time.monotonic() + timeout, script)
+        return Done(int(status), "".join(map(str, lines)).removesuffix("\n"))
 
     def check(self, script: str, timeout: float = 120) -> str:
         """Run a script that must end with status 0; answers its output. Raises GuestError otherwise."""
@@ -194,11 +193,16 @@ class Guest(ABC):
         """Run a script and yield its lines as they come, without line ends; for scripts that the caller cuts short."""
         token = secrets.token_hex(8)
         self._send("root", token, script)
-        last = ""
+        # The line end before the status is not the script's: an empty line waits for what comes after it.
+        held = False
         for line in self._until(token, time.monotonic() + timeout, script):
-            if last:
-                yield last.removesuffix("\n")
-            last = line
+            if isinstance(line, int):
+                return
+            if held:
+                yield ""
+            held = line == "\n"
+            if not held:
+                yield line.removesuffix("\n")
 
     def put(self, path: str, content: bytes) -> None:
         """Write a file in the guest, by way of the channel (not of a share)."""
@@ -240,11 +244,11 @@ class Guest(ABC):
         except OSError as error:
             raise GuestError(f"the guest is gone: {error}\n{self._tail()}") from error
 
-    def _until(self, token: str, deadline: float, script: str) -> Iterator[str]:
-        """Yield the output's lines with their ends, then the status as the last item."""
+    def _until(self, token: str, deadline: float, script: str) -> Iterator[str | int]:
+        """Yield the output's lines with their ends, then the status."""
         for line in self._lines(deadline, _short(script)):
             if line.startswith(f"@@{token} "):
-                yield line.split()[1]
+                yield int(line.split()[1])
                 return
             yield line
 
