@@ -48,7 +48,7 @@ impl HostDir {
                 Err(Errno::EXIST) if flags as i32 & libc::O_EXCL == 0 => {}
                 Err(error) => return Err(answer(error)),
             }
-            match self.open_existing(cx, &dir, name, host_flags, flags, kill_suidgid) {
+            match self.open_existing(cx, &dir, name, flags, kill_suidgid) {
                 Err(Error::Errno(libc::ENOENT)) => {}
                 result => return result,
             }
@@ -61,24 +61,23 @@ impl HostDir {
         cx: &Context,
         dir: &Inode,
         name: &CStr,
-        host_flags: i32,
         flags: u32,
         kill_suidgid: bool,
     ) -> Result<(EntryOut, OpenOut)> {
         let (inode, ..) = self.enter(dir, name, true)?;
         let open = || {
             inode.must_be_regular().map_err(|_| STALE)?;
-            inode.must_be_writable()?;
+            let host_flags = self.host_flags(&inode, flags)?;
             let caller = Caller::assume(cx, None, Rights::Plain)?;
             let _guard = if kill_suidgid && caller.is_oneself() { losing_suid(&inode)? } else { None };
-            self.open_inode(&inode, host_flags, flags).map_err(|error| match error {
+            let fd = self.open_inode(&inode, host_flags, flags).map_err(|error| match error {
                 Error::Errno(libc::EACCES) => STALE,
                 error => error,
-            })
+            })?;
+            Ok((fd, host_flags, Status::basic(inode.fd())?))
         };
-        let opened = open().and_then(|fd| Ok((fd, Status::basic(inode.fd())?)));
-        match opened {
-            Ok((fd, status)) => Ok((self.entry(&inode, &status), self.new_file(inode, fd, host_flags))),
+        match open() {
+            Ok((fd, host_flags, status)) => Ok((self.entry(&inode, &status), self.new_file(inode, fd, host_flags))),
             Err(error) => {
                 self.inodes.forget_inode(&inode, 1);
                 Err(error)
