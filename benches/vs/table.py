@@ -75,6 +75,14 @@ def cell(row: str, figures: dict[str, float] | None) -> str:
     return f"{rate} · {number(figures['daemon_cpu_us'])} · {latency} · ±{figures['spread'] * 50:.0f} %"
 
 
+def held(one: Measurement | None, nodes: int) -> str:
+    """Resident memory in MiB, and how many nodes it was if the daemon could not hold all."""
+    if one is None:
+        return "-"
+    size = f"{one['rss_kib'] / 1024:.1f}"
+    return size if one["nodes"] == nodes else f"{size} (of {one['nodes']:,})"
+
+
 def markdown(measurements: list[Measurement], daemons: list[str], ours: str) -> str:
     """All of it for people: rates and ratios, then memory."""
     found = medians(measurements)
@@ -98,8 +106,7 @@ def markdown(measurements: list[Measurement], daemons: list[str], ours: str) -> 
         lines += ["", "| resident memory, MiB | " + " | ".join(daemons) + " |", "|---|" + "--:|" * len(daemons)]
         for row in MEMORY:
             of_row = {one["daemon"]: one for one in memory if one["row"] == row}
-            nodes = max((one["nodes"] for one in of_row.values()), default=0)
+            nodes = max((int(one["nodes"]) for one in of_row.values()), default=0)
             title = "idle" if row == "memory-idle" else f"{nodes:,} inodes looked up"
-            shown_memory = (f"{of_row[name]['rss_kib'] / 1024:.1f}" if name in of_row else "-" for name in daemons)
-            lines.append(f"| {title} | " + " | ".join(shown_memory) + " |")
+            lines.append(f"| {title} | " + " | ".join(held(of_row.get(name), nodes) for name in daemons) + " |")
     return "\n".join(lines) + "\n"
