@@ -55,7 +55,7 @@ test-python: $(VENV)/tools guests ## Tests of the package, as it is installed, a
 
 .PHONY: bench
 bench: $(VENV)/tools ## Benchmarks of the Python side; those of the Rust side are in benches/README.md
-	$(BIN)/python -m pytest --benchmark-enable --benchmark-only $(PYTEST)
+	$(BIN)/python -m pytest --benchmark-enable --benchmark-only benches/python $(PYTEST)
 
 .PHONY: format
 format: rust-components $(VENV)/tools ## Format everything

@@ -244,6 +244,29 @@ guest.read_file("hello")
     assert not (tmp_path / "s").exists()
 
 
+def test_a_fork_leaves_the_server_alone(share: Path, tmp_path: Path) -> None:
+    program = f"""
+import os, sys
+from virtiofs import Passthrough, serve
+from virtiofs.testing import Guest
+server = serve(Passthrough({str(share)!r}), {str(tmp_path / "s")!r})
+child = os.fork()
+if child == 0:
+    server.close()
+    try:
+        server.stats()
+    except RuntimeError:
+        sys.exit(7)
+    sys.exit(8)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+with Guest(server) as guest:
+    guest.read_file("hello")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "s").exists()
+
+
 def test_guest_without_a_server(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=str(tmp_path / "missing")) as caught:
         Guest(tmp_path / "missing")

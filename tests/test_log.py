@@ -1,5 +1,6 @@
 """Native events in Python's `logging`, and on standard error."""
 
+import errno
 import logging
 import socket
 import sys
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from virtiofs import Passthrough, _core
+from virtiofs import Passthrough, _core, cli
 from virtiofs.testing import Guest
 
 
@@ -66,6 +67,20 @@ def test_syslog(tmp_path: Path) -> None:
     assert line.startswith("<28>virtiofs[")
     assert line.endswith(r']: this number=1 text="two words" line=a\nb none=""')
     assert _core.log_sink() == "nowhere"
+
+
+def test_syslog_that_is_missing_is_said(
+    share: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missing(level: str) -> None:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory")
+
+    monkeypatch.setattr(_core, "log_to_syslog", missing)
+    assert cli.main(["serve", str(share), "--socket", str(tmp_path / "s"), "--syslog"]) == 2
+    said = capsys.readouterr().err
+    assert "there is no syslog to log to" in said
+    assert said.endswith("leave --syslog out\n")
+    assert not (tmp_path / "s").exists()
 
 
 def test_syslog_that_is_not_there(tmp_path: Path) -> None:

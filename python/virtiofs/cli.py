@@ -200,7 +200,10 @@ def _log_to(arguments: argparse.Namespace) -> None:
             f"unknown log level {arguments.log_level!r}: choose one of off, error, warn, info, debug, trace"
         )
     if arguments.syslog:
-        _core.log_to_syslog(level)
+        try:
+            _core.log_to_syslog(level)
+        except OSError as error:
+            raise hinted(ConfigError(f"there is no syslog to log to ({error})"), "leave --syslog out") from None
     else:
         _core.log_to_stderr(level)
 

@@ -83,6 +83,7 @@ class Server:
         self._group = socket_group
         self._listener: Listener | None = None
         self._daemon: _core.Daemon | None = None
+        self._process: int | None = None
 
     def start(self) -> Self:
         """Makes the socket and starts to serve. Returns at once.
@@ -93,6 +94,7 @@ class Server:
         """
         if self._daemon is not None:
             raise RuntimeError("a server is started once")
+        self._process = os.getpid()
         inherited: _sockets.socket | None = None
         if self._fd is not None:
             inherited = adopt(self._fd)
@@ -181,16 +183,20 @@ class Server:
             os.close(note)
 
     def close(self) -> None:
-        """Ends the session of the guest, joins all threads and removes the socket. May be called again."""
+        """Ends the session of the guest, joins all threads and removes the socket. May be called again.
+
+        In a fork of the process that serves it does nothing.
+        """
+        if self._process not in (None, os.getpid()):
+            return  # a fork of the process that serves: the threads and the socket are not here
         if self._daemon is not None:
             self._daemon.stop()
         if self._listener is not None:
             self._listener.close()
-        if self in _running:
-            _running.discard(self)
-            if not _running:
-                atexit.unregister(_close_all)
-                _stop_log_to_python()
+        _running.discard(self)
+        if not _running:
+            atexit.unregister(_close_all)
+            _stop_log_to_python()
 
     def stats(self) -> Stats:
         """Returns the counters of all sessions so far.

@@ -38,7 +38,8 @@ enum Sink {
 }
 
 static SINK: RwLock<Sink> = RwLock::new(Sink::Nowhere);
-static LANE: Mutex<Option<JoinHandle<()>>> = Mutex::new(None);
+/// The thread that serves Python, and the process that has it: a fork has not.
+static LANE: Mutex<Option<(u32, JoinHandle<()>)>> = Mutex::new(None);
 static DROPPED: AtomicU64 = AtomicU64::new(0);
 /// The most verbose level let through: 0 is off, 1 is error, 5 is trace.
 static LEVEL: AtomicUsize = AtomicUsize::new(0);
@@ -260,7 +261,8 @@ pub(crate) fn log_to_python(py: Python<'_>, level: &str) -> PyResult<()> {
     let (sender, events) = mpsc::sync_channel(BACKLOG);
     let lane =
         std::thread::Builder::new().name("virtiofs-log".into()).stack_size(256 * 1024).spawn(move || carry(events));
-    *LANE.lock() = Some(lane.map_err(|error| PyRuntimeError::new_err(format!("no thread for logging: {error}")))?);
+    let lane = lane.map_err(|error| PyRuntimeError::new_err(format!("no thread for logging: {error}")))?;
+    *LANE.lock() = Some((std::process::id(), lane));
     install(Sink::Python(sender), level)
 }
 
@@ -272,8 +274,9 @@ pub(crate) fn log_stop(py: Python<'_>) {
     let lane = LANE.lock().take();
     py.detach(|| {
         drop(before);
-        if let Some(lane) = lane {
-            let _ = lane.join();
+        match lane {
+            Some((process, lane)) if process == std::process::id() => drop(lane.join()),
+            lane => std::mem::forget(lane),
         }
     });
     let dropped = DROPPED.swap(0, Ordering::Relaxed);

@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::Arc;
 
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use virtiofs_device::Identity;
@@ -16,7 +16,27 @@ use crate::passthrough::HostDir;
 /// A running server: it starts as it is made.
 #[pyclass(frozen, module = "virtiofs._core")]
 pub(crate) struct Daemon {
-    native: Native,
+    native: Option<Native>,
+    /// The process that has its threads.
+    process: u32,
+}
+
+impl Daemon {
+    /// The server, in the process that runs it. A fork has the object but not the threads, which it would wait for in vain.
+    fn native(&self) -> PyResult<&Native> {
+        match &self.native {
+            Some(native) if self.process == std::process::id() => Ok(native),
+            _ => Err(PyRuntimeError::new_err("the server runs in the process that this one was forked from")),
+        }
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if self.process != std::process::id() {
+            std::mem::forget(self.native.take());
+        }
+    }
 }
 
 #[pymethods]
@@ -41,22 +61,25 @@ impl Daemon {
             let server = Server::new(fs.open()?, Limits { want, ..Limits::default() });
             Ok::<_, PyErr>(Native::start(Arc::new(server), Source::from_fd(fd)?, config)?)
         })?;
-        Ok(Daemon { native })
+        Ok(Daemon { native: Some(native), process: std::process::id() })
     }
 
     /// Ends the session of a guest, answers what is in flight, and joins all threads. May be called again.
-    fn stop(&self, py: Python<'_>) {
-        py.detach(|| self.native.stop());
+    fn stop(&self, py: Python<'_>) -> PyResult<()> {
+        let native = self.native()?;
+        py.detach(|| native.stop());
+        Ok(())
     }
 
     /// A descriptor that becomes readable when the server has ended.
-    fn fileno(&self) -> RawFd {
-        self.native.as_fd().as_raw_fd()
+    fn fileno(&self) -> PyResult<RawFd> {
+        Ok(self.native()?.as_fd().as_raw_fd())
     }
 
     /// The counters, by name.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let (stats, metrics) = (self.native.stats(), self.native.server().metrics());
+        let native = self.native()?;
+        let (stats, metrics) = (native.stats(), native.server().metrics());
         let (requests, errors) = (PyDict::new(py), PyDict::new(py));
         for (name, asked, failed) in metrics.operations() {
             requests.set_item(name, asked)?;
