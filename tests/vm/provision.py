@@ -20,6 +20,7 @@ import os
 import re
 import shlex
 import shutil
+import stat
 import struct
 import subprocess
 import sys
@@ -36,7 +37,7 @@ from .apt import PROGRAMS, Apt, AptError
 HERE = Path(__file__).resolve().parent
 PACKAGES = HERE / "packages.toml"
 # Part of every stamp: raise it when the layout below the cache changes.
-LAYOUT = 3
+LAYOUT = 4
 
 LAUNCHER = """#!/bin/sh
 # Runs a program of the Debian tree on this host, with the tree's own libraries.
@@ -223,6 +224,12 @@ def _fill_tree(apt: Apt, folder: Path, spec: dict[str, Any]) -> str:
         raise ProvisionError(f"one Python expected in {suite.name}, found {pythons}")
     names += [name.format(python=pythons[0]) for name in spec["extra"]]
     summary = suite.unpack(names, folder)
+    # A guest's programs run as root. On the host nobody shall find a setuid program here.
+    for at, _, files in os.walk(folder):
+        for name in files:
+            mode = os.lstat(f"{at}/{name}").st_mode
+            if stat.S_ISREG(mode) and mode & (stat.S_ISUID | stat.S_ISGID):
+                os.chmod(f"{at}/{name}", stat.S_IMODE(mode) & ~(stat.S_ISUID | stat.S_ISGID))
     # Debian compiles the library when it installs Python. Without it every start of Python in a guest would.
     python = folder / f"usr/bin/python{pythons[0]}"
     library = folder / f"usr/lib/python{pythons[0]}"
