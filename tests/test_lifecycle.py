@@ -107,6 +107,17 @@ def test_signals_end_it_cleanly(
             guest.client.getattr(1)
 
 
+def test_signal_right_after_the_socket_was_made(start: Start, share: Path, tmp_path: Path) -> None:
+    for _ in range(5):
+        daemon = start(share, "--socket", tmp_path / "s", ready=False)
+        deadline = time.monotonic() + 20
+        while not (tmp_path / "s").exists():
+            assert daemon.process.poll() is None, daemon.log()
+            assert time.monotonic() < deadline
+        assert daemon.end() == 0
+        assert not (tmp_path / "s").exists()
+
+
 def test_signal_while_half_a_message_is_there(start: Start, share: Path, tmp_path: Path) -> None:
     daemon = start(share, "--socket", tmp_path / "s")
     with socket.socket(socket.AF_UNIX) as client:

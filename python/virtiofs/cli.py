@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Final, Never
@@ -134,17 +136,19 @@ def _serve(arguments: argparse.Namespace) -> int:
     raise_open_files(arguments.rlimit_nofile)
     for warning in warnings:
         _core.log("warn", warning)
-    with server.start():
-        _core.log(
-            "info", "serving", directory=server.fs.directory, tag=server.tag, socket=server.path or f"fd {config.fd}"
-        )
-        _core.log("info", f"start a guest with: {server.qemu_line()}")
-        _core.log("info", f"in the guest: mount -t virtiofs {server.tag} /mnt")
-        number = server.run()
-        if number is not None:
-            import signal
 
+    def started() -> None:
+        where = server.path or f"fd {config.fd}"
+        _core.log("info", "serving", directory=server.fs.directory, tag=server.tag, socket=where)
+        _core.log("info", f"start a guest with: {server.qemu_line()}")
+        _core.log("info", f"in the guest: mount -t virtiofs {shlex.quote(server.tag)} /mnt")
+
+    try:
+        number = server.run(started)
+        if number is not None:
             _core.log("info", "ending", signal=signal.Signals(number).name)
+    finally:
+        server.close()
     return 0
 
 

@@ -7,6 +7,7 @@ import select
 import shlex
 import signal
 import socket as _sockets
+from collections.abc import Callable
 from typing import Final, Self
 
 from . import _core
@@ -150,8 +151,11 @@ class Server:
             raise ValueError("the server does not run")
         return self._daemon.fileno()
 
-    def run(self) -> int | None:
+    def run(self, started: Callable[[], None] = lambda: None) -> int | None:
         """Serves until SIGTERM, SIGINT or SIGHUP comes or the server ends by itself. Only for the main thread.
+
+        Args:
+            started: Called once the server serves, which it is started for if it does not yet.
 
         Returns:
             The number of the signal, or None.
@@ -163,6 +167,7 @@ class Server:
         try:
             if self._daemon is None:
                 self.start()
+            started()
             poll = select.poll()
             poll.register(wake, select.POLLIN)
             poll.register(self, select.POLLIN)
