@@ -8,7 +8,10 @@ from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 
+import pytest
+
 import virtiofs
+from virtiofs import _core
 
 
 def test_all_is_what_is_exported() -> None:
@@ -75,3 +78,9 @@ def test_serving_imports_no_heavy_modules(tmp_path: Path) -> None:
     )
     loaded = set(done.stdout.split())
     assert not loaded & {"asyncio", "logging", "subprocess", "tempfile", "ctypes", "rich", "virtiofs.doctor"}
+
+
+def test_warns_of_a_debug_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_core, "DEBUG_BUILD", True)
+    with pytest.warns(RuntimeWarning, match="built without optimisation"):
+        importlib.reload(virtiofs)
