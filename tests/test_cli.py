@@ -69,6 +69,8 @@ def test_options_of_the_c_virtiofsd() -> None:
     assert (given.cache.attr_timeout, given.cache.negative_timeout) == (7, 7)
     assert given.xattr
     assert given.writeback
+    assert not given.posix_lock
+    assert not given.flock
     assert config("-osource=/a", "--fd=5").fd == 5
 
 
@@ -104,14 +106,11 @@ def test_options() -> None:
 
 
 def test_what_is_not_applied_is_said(start: Start, share: Path, tmp_path: Path) -> None:
-    daemon = start(
-        share, "--socket", tmp_path / "s", "--sandbox=chroot", "--seccomp=kill", "--inode-file-handles=prefer"
-    )
+    daemon = start(share, "--socket", tmp_path / "s", "--sandbox=chroot", "--seccomp=kill")
     warnings = re.findall(r" WARN .*", daemon.log())
-    assert len(warnings) == 3
+    assert len(warnings) == 2
     assert "--sandbox=chroot is not applied" in warnings[0]
     assert "--seccomp=kill is not applied" in warnings[1]
-    assert "--inode-file-handles=prefer is served as never" in warnings[2]
 
 
 def test_says_how_to_use_it(start: Start, share: Path, tmp_path: Path) -> None:

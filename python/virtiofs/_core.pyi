@@ -180,6 +180,7 @@ class HostDir:
         posix_acl: bool,
         allow_direct_io: bool,
         announce_submounts: bool,
+        node_descriptors: int,
     ) -> Self: ...
 
 @final

@@ -101,6 +101,15 @@ def _serve_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--announce-submounts", action=switch, default=True, help="tell where mounts begin (yes)")
     group.add_argument("--readdirplus", action=switch, default=True, help="listings bring attributes along (yes)")
     group.add_argument("--killpriv-v2", action=switch, default=True, help="clear setuid at writes (yes)")
+    group.add_argument("--posix-lock", action=switch, default=True, help="take fcntl locks on the host (yes)")
+    group.add_argument("--flock", action=switch, default=True, help="take flock locks on the host (yes)")
+    group.add_argument(
+        "--inode-file-handles",
+        metavar="WHEN",
+        choices=("never", "prefer", "fallback"),
+        default="prefer",
+        help="prefer: hold what a guest used long ago by file handle once descriptors run short; never (prefer)",
+    )
     group.add_argument(
         "--ownership",
         choices=("auto", "caller"),
@@ -189,6 +198,9 @@ def _config(arguments: argparse.Namespace) -> Config:
         writeback=arguments.writeback,
         xattr=arguments.xattr,
         posix_acl=arguments.posix_acl != "never",
+        posix_lock=arguments.posix_lock,
+        flock=arguments.flock,
+        node_descriptors=0 if arguments.inode_file_handles == "never" else None,
         allow_direct_io=arguments.allow_direct_io,
         announce_submounts=arguments.announce_submounts,
         readdirplus=arguments.readdirplus,

@@ -42,8 +42,10 @@ _LEGACY_FLAGS: Final = {
     "no_security_label": ["--security-label=never"],
     "killpriv_v2": ["--killpriv-v2"],
     "no_killpriv_v2": ["--no-killpriv-v2"],
-    "no_flock": [],
-    "no_posix_lock": [],
+    "flock": ["--flock"],
+    "no_flock": ["--no-flock"],
+    "posix_lock": ["--posix-lock"],
+    "no_posix_lock": ["--no-posix-lock"],
     "allow_root": [],
 }
 """`-o` options of the C virtiofsd that have none."""
@@ -81,10 +83,6 @@ def _legacy(options: str) -> list[str]:
             out += _LEGACY_FLAGS[name]
         elif name == "max_idle_threads":
             continue
-        elif name in ("flock", "posix_lock"):
-            raise hinted(
-                ConfigError(f"-o {name}: locks are kept by each guest for itself"), f"leave it out, or say no_{name}"
-            )
         else:
             raise hinted(ConfigError(f"unknown option -o {option!r}"), "see virtiofs serve --help")
     return out
@@ -111,9 +109,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--sandbox", metavar="MODE", default="none", help="none, chroot or namespace; not applied yet")
     group.add_argument("--seccomp", metavar="ACTION", default="none", help="none, kill, log or trap; not applied yet")
     group.add_argument("--modcaps", metavar="LIST", help="not applied: capabilities stay as they are")
-    group.add_argument(
-        "--inode-file-handles", metavar="WHEN", default="never", help="never; prefer is served as never for now"
-    )
     group.add_argument("--allow-mmap", action="store_true", help="no effect: files can always be mapped")
     for option in ("--preserve-noatime", "--migration-verify-handles", "--migration-confirm-paths", "-f"):
         group.add_argument(option, action="store_true", help=argparse.SUPPRESS)
@@ -140,7 +135,6 @@ def check(arguments: argparse.Namespace) -> list[str]:
     for option, values in (
         ("sandbox", ("none", "chroot", "namespace")),
         ("seccomp", ("none", "kill", "log", "trap")),
-        ("inode_file_handles", ("never", "prefer", "fallback", "mandatory")),
         ("security_label", (None, "never", "auto", "always")),
     ):
         if getattr(arguments, option) not in values:
@@ -155,12 +149,6 @@ def check(arguments: argparse.Namespace) -> list[str]:
         warnings.append(f"--seccomp={arguments.seccomp} is not applied: system calls are not filtered")
     if arguments.modcaps:
         warnings.append(f"--modcaps={arguments.modcaps} is not applied: capabilities stay as they are")
-    if arguments.inode_file_handles == "mandatory":
-        raise hinted(
-            ConfigError("--inode-file-handles=mandatory: inodes are held by open descriptors"), "say never or prefer"
-        )
-    if arguments.inode_file_handles != "never":
-        warnings.append("--inode-file-handles=prefer is served as never: inodes are held by open descriptors")
     if any(getattr(arguments, name) for name in ("migration_mode", "migration_on_error")):
         warnings.append("--migration options have no effect: migration is not offered")
     if arguments.security_label in ("auto", "always"):

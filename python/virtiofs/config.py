@@ -44,6 +44,9 @@ class Config:
     writeback: bool = False
     xattr: bool = False
     posix_acl: bool = False
+    posix_lock: bool = True
+    flock: bool = True
+    node_descriptors: int | None = None
     allow_direct_io: bool = False
     announce_submounts: bool = True
     readdirplus: bool = True
@@ -59,6 +62,9 @@ class Config:
             writeback=self.writeback,
             xattr=self.xattr,
             posix_acl=self.posix_acl,
+            posix_lock=self.posix_lock,
+            flock=self.flock,
+            node_descriptors=self.node_descriptors,
             allow_direct_io=self.allow_direct_io,
             announce_submounts=self.announce_submounts,
             readdirplus=self.readdirplus,

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import resource
 import stat
 from typing import Final, Literal
 
@@ -45,6 +46,12 @@ class Passthrough:
             page cache only.
         announce_submounts: Tell the guest where another file system of the host begins, so that inode numbers stay unique.
         readdirplus: Offer listings that bring the attributes along.
+        posix_lock: Take the fcntl locks of guests on the host, where they hold against other guests and processes of the host.
+            Otherwise each guest keeps its own.
+        flock: The same for flock.
+        node_descriptors: Descriptors for the files that one guest remembers at most; beyond that, those used longest ago are
+            held by file handle, where the host allows it (CAP_DAC_READ_SEARCH). None takes half the limit of open files,
+            0 is no limit.
         killpriv_v2: Clear setuid and setgid at writes and truncations, so that the guest need not ask before each write.
         ownership: Who owns what a guest creates: `caller` insists on the user and group in the guest, which takes privileges;
             `auto` takes the user of this process where it lacks them.
@@ -67,6 +74,9 @@ class Passthrough:
         announce_submounts: bool = True,
         readdirplus: bool = True,
         killpriv_v2: bool = True,
+        posix_lock: bool = True,
+        flock: bool = True,
+        node_descriptors: int | None = None,
         ownership: Literal["auto", "caller"] = "auto",
     ) -> None:
         if ownership == "caller" and not may_change_owners():
@@ -84,6 +94,13 @@ class Passthrough:
         self.announce_submounts: Final = announce_submounts
         self.readdirplus: Final = readdirplus
         self.killpriv_v2: Final = killpriv_v2
+        self.posix_lock: Final = posix_lock
+        self.flock: Final = flock
+        if node_descriptors is not None and node_descriptors < 0:
+            raise hinted(
+                ConfigError(f"node_descriptors: {node_descriptors} is no number of descriptors"), "take 0 or more"
+            )
+        self.node_descriptors: Final = node_descriptors
         self.ownership: Final = ownership
 
     def __repr__(self) -> str:
@@ -101,6 +118,10 @@ class Passthrough:
             names += ["DO_READDIRPLUS", "READDIRPLUS_AUTO"]
         if self.killpriv_v2:
             names.append("HANDLE_KILLPRIV_V2")
+        if self.posix_lock:
+            names.append("POSIX_LOCKS")
+        if self.flock:
+            names.append("FLOCK_LOCKS")
         if self.announce_submounts:
             names.append("SUBMOUNTS")
         if self.writeback:
@@ -111,6 +132,9 @@ class Passthrough:
 
     def engine(self) -> _core.HostDir:
         """Returns the native file system with these settings. For `Server`, which asks once."""
+        descriptors = self.node_descriptors
+        if descriptors is None:
+            descriptors = max(64, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
         return _core.HostDir(
             self.directory,
             attr_timeout=self.cache.attr_timeout,
@@ -124,6 +148,7 @@ class Passthrough:
             posix_acl=self.posix_acl,
             allow_direct_io=self.allow_direct_io,
             announce_submounts=self.announce_submounts,
+            node_descriptors=descriptors,
         )
 
 

@@ -1,5 +1,6 @@
 //! GETATTR, STATX, SETATTR, ACCESS, READLINK: what an inode says of itself.
 
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use rustix::fs::{AtFlags, Gid, Mode, OFlags, StatxFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid};
@@ -20,7 +21,7 @@ impl HostDir {
     pub(crate) fn op_getattr(&self, node: u64, fh: Option<u64>) -> Result<AttrOut> {
         let inode = self.inodes.get(node)?;
         let status = match fh {
-            None => Status::basic(inode.fd())?,
+            None => Status::basic(inode.fd()?)?,
             Some(fh) => Status::basic(self.files.get(fh)?.fd())?,
         };
         Ok(self.attributes(&inode, &status))
@@ -30,7 +31,7 @@ impl HostDir {
         let inode = self.inodes.get(node)?;
         let mask = StatxFlags::from_bits_retain(mask) & (StatxFlags::BASIC_STATS | StatxFlags::BTIME);
         let status = match fh {
-            None => Status::of_with(inode.fd(), mask)?,
+            None => Status::of_with(inode.fd()?, mask)?,
             Some(fh) => Status::of_with(self.files.get(fh)?.fd(), mask)?,
         };
         let times = self.attributes(&inode, &status);
@@ -51,7 +52,7 @@ impl HostDir {
             let uid = if has(fattr::UID) { Some(owner(args.uid)?) } else { None };
             let gid = if has(fattr::GID) { Some(owner(args.gid)?) } else { None };
             let (uid, gid) = (uid.map(Uid::from_raw), gid.map(Gid::from_raw));
-            rustix::fs::chownat(inode.fd(), c"", uid, gid, AtFlags::EMPTY_PATH).lift()?;
+            rustix::fs::chownat(inode.fd()?, c"", uid, gid, AtFlags::EMPTY_PATH).lift()?;
         }
         if has(fattr::MODE) {
             self.chmod(&inode, args.mode & 0o7777)?;
@@ -66,14 +67,14 @@ impl HostDir {
         }
         let status = match &handle {
             Some(handle) => Status::basic(handle.fd())?,
-            None => Status::basic(inode.fd())?,
+            None => Status::basic(inode.fd()?)?,
         };
         Ok(self.attributes(&inode, &status))
     }
 
     /// chmod(2) of the pinned inode: fchmodat2 (Linux 6.6), before that through /proc.
     pub(crate) fn chmod(&self, inode: &Inode, mode: u32) -> Result<()> {
-        match sys::fchmod_path(inode.fd(), mode) {
+        match sys::fchmod_path(inode.fd()?.as_fd(), mode) {
             Err(Errno::NOSYS) => self.chmod_by_path(inode, mode),
             result => result.lift(),
         }
@@ -83,7 +84,8 @@ impl HostDir {
         if inode.kind() == libc::S_IFLNK {
             return errno(libc::EOPNOTSUPP);
         }
-        let path = DecInt::from_fd(inode.fd());
+        let fd = inode.fd()?;
+        let path = DecInt::from_fd(&fd);
         rustix::fs::chmodat(self.proc.dir(), path.as_c_str(), Mode::from_raw_mode(mode), AtFlags::empty()).lift()
     }
 
@@ -96,13 +98,13 @@ impl HostDir {
         if let Some(handle) = handle.filter(|handle| handle.writes) {
             return rustix::io::retry_on_intr(|| rustix::fs::ftruncate(handle.fd(), size)).lift();
         }
-        let fd = self.proc.reopen(inode.fd(), OFlags::WRONLY)?;
+        let fd = self.proc.reopen(inode.fd()?, OFlags::WRONLY)?;
         rustix::io::retry_on_intr(|| rustix::fs::ftruncate(&fd, size)).lift()
     }
 
     /// utimensat(2) of the pinned inode: on the descriptor itself since Linux 5.8.
     fn set_times(&self, inode: &Inode, times: &Timestamps) -> Result<()> {
-        rustix::fs::utimensat(inode.fd(), c"", times, AtFlags::EMPTY_PATH).lift()
+        rustix::fs::utimensat(inode.fd()?, c"", times, AtFlags::EMPTY_PATH).lift()
     }
 
     pub(crate) fn op_readlink(&self, node: u64, out: &mut Vec<u8>) -> Result<()> {
@@ -112,14 +114,14 @@ impl HostDir {
         }
         // One byte more than a target may have tells whether it was cut off.
         out.reserve(SYMLINK_MAX + 1);
-        let length = rustix::fs::readlinkat_raw(inode.fd(), c"", rustix::buffer::spare_capacity(out)).lift()?;
+        let length = rustix::fs::readlinkat_raw(inode.fd()?, c"", rustix::buffer::spare_capacity(out)).lift()?;
         if length > SYMLINK_MAX { errno(libc::ENAMETOOLONG) } else { Ok(()) }
     }
 
     pub(crate) fn op_access(&self, cx: &Context, node: u64, mask: u32) -> Result<()> {
         let inode = self.inodes.get(node)?;
         let _caller = Caller::assume(cx, None, Rights::Plain)?;
-        sys::access(inode.fd(), mask).lift()
+        sys::access(inode.fd()?.as_fd(), mask).lift()
     }
 }
 
@@ -131,7 +133,7 @@ pub(crate) fn losing_suid(inode: &Inode) -> Result<Option<WithoutFsetid>> {
     if !WithoutFsetid::matters() {
         return Ok(None);
     }
-    let status = Status::basic(inode.fd())?;
+    let status = Status::basic(inode.fd()?)?;
     let mode = u32::from(status.mode());
     if mode & libc::S_ISUID == 0 && mode & SGID_EXECUTABLE != SGID_EXECUTABLE {
         return Ok(None);

@@ -57,6 +57,9 @@ pub struct Config {
     pub posix_acl: bool,
     /// Pass O_DIRECT on to the host; otherwise it ends at the guest's page cache.
     pub allow_direct_io: bool,
+    /// Descriptors that the guest's nodes may have; beyond that, those used longest ago are held by file handles, where the host allows
+    /// that. 0 is no limit.
+    pub node_descriptors: usize,
     /// Tell the guest where another host file system begins, if it negotiated `SUBMOUNTS`.
     pub announce_submounts: bool,
 }

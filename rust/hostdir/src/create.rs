@@ -15,6 +15,7 @@ use crate::credentials::{Caller, Rights};
 use crate::error::{Lift, STALE, answer, errno};
 use crate::hostdir::component;
 use crate::inodes::Inode;
+use crate::pins::PinFd;
 use crate::stat::{Status, decode_device};
 
 /// Somebody makes and removes the same name all the time: after so many rounds the guest may look again by itself.
@@ -42,7 +43,7 @@ impl HostDir {
             let fresh = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
             match self.create_file(cx, &dir, name, fresh, host_flags & !libc::O_TRUNC, mode, new) {
                 Ok(fd) => {
-                    let undo = || _ = rustix::fs::unlinkat(dir.fd(), name, AtFlags::empty());
+                    let undo = || _ = dir.fd().map(|dir| rustix::fs::unlinkat(dir, name, AtFlags::empty()));
                     return self.enter_created(&dir, name, fd, host_flags, new, undo);
                 }
                 Err(Errno::EXIST) if flags as i32 & libc::O_EXCL == 0 => {}
@@ -74,7 +75,7 @@ impl HostDir {
                 Error::Errno(libc::EACCES) => STALE,
                 error => error,
             })?;
-            Ok((fd, host_flags, Status::basic(inode.fd())?))
+            Ok((fd, host_flags, Status::basic(inode.fd()?)?))
         };
         match open() {
             Ok((fd, host_flags, status)) => Ok((self.entry(&inode, &status), self.new_file(inode, fd, host_flags))),
@@ -112,10 +113,12 @@ impl HostDir {
         mode: u32,
         new: &Creation<'_>,
     ) -> rustix::io::Result<OwnedFd> {
-        let _caller = Caller::creates(cx, new).map_err(|error| Errno::from_raw_os_error(error.to_wire()))?;
+        let raw = |error: Error| Errno::from_raw_os_error(error.to_wire());
+        let dir = dir.fd().map_err(raw)?;
+        let _caller = Caller::creates(cx, new).map_err(raw)?;
         let flags = OFlags::from_bits_retain(host_flags as u32) | how | OFlags::CLOEXEC;
         let mode = Mode::from_raw_mode(mode & 0o7777);
-        rustix::io::retry_on_intr(|| rustix::fs::openat(dir.fd(), name, flags, mode))
+        rustix::io::retry_on_intr(|| rustix::fs::openat(&dir, name, flags, mode))
     }
 
     /// The node and the handle of a file that this call made. The descriptor that pins the node is a second one, O_PATH: the open one would
@@ -155,7 +158,7 @@ impl HostDir {
         };
         let permissions = Mode::from_raw_mode(mode & 0o7777);
         self.make(cx, parent, name, new, AtFlags::empty(), |dir, name| {
-            rustix::fs::mknodat(dir.fd(), name, kind, permissions, decode_device(rdev))
+            rustix::fs::mknodat(dir, name, kind, permissions, decode_device(rdev))
         })
     }
 
@@ -168,7 +171,7 @@ impl HostDir {
         new: &Creation<'_>,
     ) -> Result<EntryOut> {
         self.make(cx, parent, name, new, AtFlags::REMOVEDIR, |dir, name| {
-            rustix::fs::mkdirat(dir.fd(), name, Mode::from_raw_mode(mode & 0o7777))
+            rustix::fs::mkdirat(dir, name, Mode::from_raw_mode(mode & 0o7777))
         })
     }
 
@@ -180,7 +183,7 @@ impl HostDir {
         target: &CStr,
         new: &Creation<'_>,
     ) -> Result<EntryOut> {
-        self.make(cx, parent, name, new, AtFlags::empty(), |dir, name| rustix::fs::symlinkat(target, dir.fd(), name))
+        self.make(cx, parent, name, new, AtFlags::empty(), |dir, name| rustix::fs::symlinkat(target, dir, name))
     }
 
     /// Makes what needs no handle, labels it, and enters it; takes it away again (`undo` are the flags of unlinkat(2)) if the
@@ -192,20 +195,20 @@ impl HostDir {
         name: &CStr,
         new: &Creation<'_>,
         undo: AtFlags,
-        create: impl Fn(&Inode, &CStr) -> rustix::io::Result<()>,
+        create: impl Fn(&PinFd<'_>, &CStr) -> rustix::io::Result<()>,
     ) -> Result<EntryOut> {
         let dir: Arc<Inode> = self.writable_directory(parent)?;
         let name = component(name)?;
         {
             let _caller = Caller::creates(cx, new)?;
-            create(&dir, name).lift()?;
+            create(&dir.fd()?, name).lift()?;
         }
         let (inode, status, _) = self.enter(&dir, name, false)?;
         if let Some((label, value)) = new.security
-            && let Err(error) = self.set_label(inode.fd(), label, value)
+            && let Err(error) = self.set_label(&inode.fd()?, label, value)
         {
             self.inodes.forget_inode(&inode, 1);
-            _ = rustix::fs::unlinkat(dir.fd(), name, undo);
+            _ = rustix::fs::unlinkat(dir.fd()?, name, undo);
             return Err(error);
         }
         Ok(self.entry(&inode, &status))

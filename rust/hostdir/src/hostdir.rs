@@ -54,8 +54,8 @@ impl HostDir {
         let effects = Arc::new(effects);
         let root = NewInode::new(fd, &status, Arc::clone(&effects), false, false);
         Ok(HostDir {
+            inodes: Inodes::new(root, &status, config.node_descriptors),
             config,
-            inodes: Inodes::new(root, &status),
             files: Handles::new(),
             directories: Handles::new(),
             proc,
@@ -69,6 +69,11 @@ impl HostDir {
     /// Nodes that the guest holds, the root included.
     pub fn nodes(&self) -> usize {
         self.inodes.len()
+    }
+
+    /// Descriptors that nodes have, the root's included; the others are held by file handles.
+    pub fn node_descriptors(&self) -> usize {
+        self.inodes.descriptors()
     }
 
     /// Files and directories that the guest holds open.

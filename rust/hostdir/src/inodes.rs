@@ -1,10 +1,10 @@
 //! Which host inode a node id means.
 //!
-//! A node is an O_PATH descriptor with a lookup count. The descriptor pins the host inode, so a number found again by statx(2) is
-//! the same inode as long as the node lives, and no path is ever kept. A node costs about 130 bytes here, and one
-//! descriptor. All costs are flat in the number of nodes.
+//! A node is a hold on a host inode ([`Pin`]) with a lookup count. While that is an O_PATH descriptor, a number found again by
+//! statx(2) is the same inode; a node that has only a file handle proves it by that. No path is ever kept. A node costs
+//! about 150 bytes here, and a descriptor or a handle. All costs are flat in the number of nodes.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
@@ -14,6 +14,7 @@ use virtiofs_fuse::wire::ROOT_ID;
 
 use crate::config::Effects;
 use crate::error::{STALE, errno};
+use crate::pins::{Matched, Pin, PinFd, Pins};
 use crate::shards::{Seed, Shards};
 use crate::stat::Status;
 
@@ -33,7 +34,8 @@ pub(crate) struct Inode {
     pub(crate) effects: Arc<Effects>,
     /// Lookups that the guest did not take back. Once 0 it stays 0, and the node is on its way out of the table.
     nlookup: AtomicU64,
-    fd: OwnedFd,
+    pin: Pin,
+    pins: Arc<Pins>,
     /// The type bits of `st_mode`: an inode never changes its type.
     kind: u16,
     /// The guest is told that another file system begins here.
@@ -45,8 +47,16 @@ pub(crate) struct Inode {
 }
 
 impl Inode {
-    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
+    /// The descriptor of the host inode. ESTALE if the node had to let it go, and the inode is no more.
+    pub(crate) fn fd(&self) -> Result<PinFd<'_>> {
+        loop {
+            if let Some(fd) = self.pin.fd() {
+                return Ok(fd);
+            }
+            if self.pin.reopen(&self.pins)? {
+                self.pins.enqueue(self.id);
+            }
+        }
     }
 
     pub(crate) fn kind(&self) -> u32 {
@@ -121,6 +131,18 @@ impl Inode {
     }
 }
 
+impl AsRef<Pin> for Inode {
+    fn as_ref(&self) -> &Pin {
+        &self.pin
+    }
+}
+
+impl Drop for Inode {
+    fn drop(&mut self) {
+        self.pins.gone(&self.pin);
+    }
+}
+
 /// What a new node is made of, beside its number.
 pub(crate) struct NewInode {
     pub(crate) fd: OwnedFd,
@@ -139,6 +161,7 @@ impl NewInode {
 /// All nodes of one guest, by node id and by host inode.
 pub(crate) struct Inodes {
     seed: Seed,
+    pins: Arc<Pins>,
     root: Arc<Inode>,
     by_id: Shards<Arc<Inode>>,
     by_key: Shards<Arc<Inode>>,
@@ -146,10 +169,14 @@ pub(crate) struct Inodes {
 }
 
 impl Inodes {
-    pub(crate) fn new(root: NewInode, status: &Status) -> Inodes {
-        let root = Arc::new(make(ROOT_ID, status.key(), root));
+    /// A table with the root alone. Nodes get `descriptors` of them at most, as far as the host allows; 0 is no limit.
+    pub(crate) fn new(root: NewInode, status: &Status, descriptors: usize) -> Inodes {
+        let pins = Arc::new(Pins::new(descriptors));
+        let root = Arc::new(make(ROOT_ID, status.key(), root, &pins));
+        pins.meet(root.key.mount, &root.pin);
         Inodes {
             seed: Seed::new(),
+            pins,
             root,
             by_id: Shards::new(),
             by_key: Shards::new(),
@@ -163,15 +190,35 @@ impl Inodes {
         if id == ROOT_ID {
             return Ok(Arc::clone(&self.root));
         }
+        let inode = self.by_id(id).ok_or(STALE)?;
+        if !inode.pin.holds_fd() {
+            drop(inode.fd()?);
+            self.shrink();
+        }
+        Ok(inode)
+    }
+
+    fn by_id(&self, id: u64) -> Option<Arc<Inode>> {
         let hash = self.seed.hash([id]);
-        self.by_id.read(hash).find(hash, |inode| inode.id == id).map(Arc::clone).ok_or(STALE)
+        self.by_id.read(hash).find(hash, |inode| inode.id == id).map(Arc::clone)
+    }
+
+    /// Keeps the descriptors of nodes below their limit. Not to be called with a shard locked.
+    fn shrink(&self) {
+        self.pins.shrink(|id| self.by_id(id).map(|inode| (inode.key.mount, inode)));
+    }
+
+    /// Descriptors that nodes have.
+    pub(crate) fn descriptors(&self) -> usize {
+        self.pins.held()
     }
 
     /// The node of a host inode, counted once more, if it is in the table.
     pub(crate) fn find_and_count(&self, key: Key) -> Option<Arc<Inode>> {
         let hash = self.hash_key(key);
         let table = self.by_key.read(hash);
-        table.find(hash, |inode| inode.key == key).filter(|inode| inode.count()).map(Arc::clone)
+        let proven = |inode: &&Arc<Inode>| inode.pin.holds_fd() && inode.count();
+        table.find(hash, |inode| inode.key == key).filter(proven).map(Arc::clone)
     }
 
     /// Whether a host inode has a node, for a guess.
@@ -182,28 +229,50 @@ impl Inodes {
 
     /// The node of a host inode, counted once more, made of `new` if there is none. Also tells whether it was there.
     pub(crate) fn enter(&self, key: Key, new: NewInode) -> (Arc<Inode>, bool) {
+        let (inode, known, more) = self.enter_locked(key, new);
+        if more {
+            self.pins.enqueue(inode.id);
+            if inode.is_directory() {
+                self.pins.meet(key.mount, &inode.pin);
+            }
+            self.shrink();
+        }
+        (inode, known)
+    }
+
+    /// As [`Inodes::enter`]; tells also whether a descriptor more is held now.
+    fn enter_locked(&self, key: Key, mut new: NewInode) -> (Arc<Inode>, bool, bool) {
         let hash = self.hash_key(key);
         let mut table = self.by_key.write(hash);
         match table.entry(hash, |inode| inode.key == key, |inode| self.hash_key(inode.key)) {
             Entry::Occupied(mut entry) => {
-                if entry.get().count() {
-                    return (Arc::clone(entry.get()), true);
+                let there = Arc::clone(entry.get());
+                if there.count() {
+                    match there.pin.matches(new.fd, &self.pins) {
+                        Matched::Yes => return (there, true, false),
+                        Matched::YesWithIt => return (there, true, true),
+                        // The host gave the number of a file that is gone to a new one.
+                        Matched::No(fd) => new.fd = fd,
+                    }
+                    if there.uncount(1) {
+                        self.remove_id(&there);
+                    }
                 }
-                // Its last lookup was taken back a moment ago; whoever did that leaves the newcomer alone.
+                // Or its last lookup was taken back a moment ago; whoever did that leaves the newcomer alone.
                 let inode = self.enter_new(key, new);
                 *entry.get_mut() = Arc::clone(&inode);
-                (inode, false)
+                (inode, false, true)
             }
             Entry::Vacant(entry) => {
                 let inode = self.enter_new(key, new);
                 entry.insert(Arc::clone(&inode));
-                (inode, false)
+                (inode, false, true)
             }
         }
     }
 
     fn enter_new(&self, key: Key, new: NewInode) -> Arc<Inode> {
-        let inode = Arc::new(make(self.assign_id(key), key, new));
+        let inode = Arc::new(make(self.assign_id(key), key, new, &self.pins));
         let hash = self.seed.hash([inode.id]);
         self.by_id.write(hash).insert_unique(hash, Arc::clone(&inode), |inode| self.seed.hash([inode.id]));
         inode
@@ -220,8 +289,7 @@ impl Inodes {
         if id == ROOT_ID {
             return;
         }
-        let hash = self.seed.hash([id]);
-        let Some(inode) = self.by_id.read(hash).find(hash, |inode| inode.id == id).map(Arc::clone) else { return };
+        let Some(inode) = self.by_id(id) else { return };
         self.forget_inode(&inode, nlookup);
     }
 
@@ -234,6 +302,10 @@ impl Inodes {
         if let Ok(entry) = self.by_key.write(hash).find_entry(hash, |entry| Arc::ptr_eq(entry, inode)) {
             entry.remove();
         }
+        self.remove_id(inode);
+    }
+
+    fn remove_id(&self, inode: &Arc<Inode>) {
         let hash = self.seed.hash([inode.id]);
         if let Ok(entry) = self.by_id.write(hash).find_entry(hash, |entry| Arc::ptr_eq(entry, inode)) {
             entry.remove();
@@ -244,6 +316,7 @@ impl Inodes {
     pub(crate) fn clear(&self) {
         self.by_key.clear();
         self.by_id.clear();
+        self.pins.clear();
     }
 
     /// Nodes in the table, the root included.
@@ -256,8 +329,21 @@ impl Inodes {
     }
 }
 
-fn make(id: u64, key: Key, new: NewInode) -> Inode {
+fn make(id: u64, key: Key, new: NewInode, pins: &Arc<Pins>) -> Inode {
+    pins.made();
     let NewInode { fd, kind, submount, foreign, effects } = new;
     let kind = kind & libc::S_IFMT as u16;
-    Inode { id, key, effects, nlookup: AtomicU64::new(1), fd, kind, submount, foreign, stat_paid: AtomicU8::new(0) }
+    let (pin, pins) = (Pin::new(fd), Arc::clone(pins));
+    Inode {
+        id,
+        key,
+        effects,
+        nlookup: AtomicU64::new(1),
+        pin,
+        pins,
+        kind,
+        submount,
+        foreign,
+        stat_paid: AtomicU8::new(0),
+    }
 }

@@ -77,7 +77,7 @@ impl HostDir {
         if let Some(fd) = handle.buffered.get() {
             return Ok(fd.as_fd());
         }
-        let fd = self.proc.reopen(handle.inode.fd(), OFlags::WRONLY)?;
+        let fd = self.proc.reopen(handle.inode.fd()?, OFlags::WRONLY)?;
         Ok(handle.buffered.get_or_init(|| fd).as_fd())
     }
 

@@ -45,6 +45,7 @@ mod locks;
 mod lookup;
 mod names;
 mod open;
+mod pins;
 mod procfd;
 mod shards;
 mod stat;

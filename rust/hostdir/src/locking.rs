@@ -47,11 +47,11 @@ impl HostDir {
     /// that may write; where none is to be had, a shared lock still is.
     fn open_for_locks(&self, inode: &Inode) -> Result<OwnedFd> {
         inode.must_be_regular()?;
-        let reading = || self.proc.reopen(inode.fd(), OFlags::RDONLY | OFlags::NONBLOCK);
+        let reading = || self.proc.reopen(inode.fd()?, OFlags::RDONLY | OFlags::NONBLOCK);
         if inode.effects.read_only {
             return reading();
         }
-        match self.proc.reopen(inode.fd(), OFlags::RDWR | OFlags::NONBLOCK) {
+        match self.proc.reopen(inode.fd()?, OFlags::RDWR | OFlags::NONBLOCK) {
             Err(Error::Errno(libc::EACCES | libc::EPERM | libc::EROFS | libc::ETXTBSY)) => reading(),
             other => other,
         }

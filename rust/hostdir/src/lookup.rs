@@ -1,7 +1,7 @@
 //! LOOKUP and FORGET: from a name to a node.
 
 use std::ffi::CStr;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags};
@@ -41,12 +41,12 @@ impl HostDir {
     /// meanwhile, the node is an entry of this directory.
     pub(crate) fn enter(&self, dir: &Inode, name: &CStr, stat_first: bool) -> Result<(Arc<Inode>, Status, bool)> {
         if stat_first {
-            let status = Status::by_name(dir.fd(), name)?;
+            let status = Status::by_name(dir.fd()?, name)?;
             if let Some(inode) = self.inodes.find_and_count(status.key()) {
                 return Ok((inode, status, true));
             }
         }
-        let fd = open_path(dir.fd(), name)?;
+        let fd = open_path(dir.fd()?.as_fd(), name)?;
         let status = Status::of(&fd)?;
         let (inode, known) = self.enter_fd(dir, name, fd, &status);
         Ok((inode, status, known))

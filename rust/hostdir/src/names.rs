@@ -16,7 +16,7 @@ use crate::stat::Status;
 impl HostDir {
     pub(crate) fn op_remove(&self, parent: u64, name: &CStr, flags: AtFlags) -> Result<()> {
         let dir = self.writable_directory(parent)?;
-        rustix::fs::unlinkat(dir.fd(), component(name)?, flags).lift()
+        rustix::fs::unlinkat(dir.fd()?, component(name)?, flags).lift()
     }
 
     pub(crate) fn op_rename(
@@ -38,7 +38,7 @@ impl HostDir {
             true => Some(Caller::assume(cx, None, Rights::Checked)?),
             false => None,
         };
-        rustix::fs::renameat_with(from.fd(), component(name)?, to.fd(), component(newname)?, flags).lift()
+        rustix::fs::renameat_with(from.fd()?, component(name)?, to.fd()?, component(newname)?, flags).lift()
     }
 
     /// linkat(2) by way of /proc: with AT_EMPTY_PATH it wants CAP_DAC_READ_SEARCH. A magic link ends at the inode itself, so symlinks are
@@ -51,14 +51,15 @@ impl HostDir {
         if !inode.count() {
             return Err(STALE);
         }
+        let fd = inode.fd()?;
         let linked = rustix::fs::linkat(
             self.proc.dir(),
-            DecInt::from_fd(inode.fd()).as_c_str(),
-            dir.fd(),
+            DecInt::from_fd(&fd).as_c_str(),
+            dir.fd()?,
             newname,
             AtFlags::SYMLINK_FOLLOW,
         );
-        match linked.lift().and_then(|()| Status::basic(inode.fd())) {
+        match linked.lift().and_then(|()| Status::basic(inode.fd()?)) {
             Ok(status) => Ok(self.entry(&inode, &status)),
             Err(error) => {
                 self.inodes.forget_inode(&inode, 1);

@@ -53,7 +53,7 @@ impl HostDir {
     pub(crate) fn open_inode(&self, inode: &Inode, host_flags: i32, asked: u32) -> Result<OwnedFd> {
         let mut flags = host_flags;
         loop {
-            let result = self.proc.reopen(inode.fd(), OFlags::from_bits_retain(flags as u32));
+            let result = self.proc.reopen(inode.fd()?, OFlags::from_bits_retain(flags as u32));
             match result {
                 // Only the owner and the privileged may leave atime alone; the guest has asked for a hint.
                 Err(Error::Errno(libc::EPERM)) if flags & libc::O_NOATIME != 0 => flags &= !libc::O_NOATIME,
@@ -104,5 +104,6 @@ impl HostDir {
 /// A directory's own "." needs no way through /proc.
 pub(crate) fn open_directory(inode: &Inode) -> Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    rustix::io::retry_on_intr(|| rustix::fs::openat(inode.fd(), c".", flags, Mode::empty())).lift()
+    let fd = inode.fd()?;
+    rustix::io::retry_on_intr(|| rustix::fs::openat(&fd, c".", flags, Mode::empty())).lift()
 }

@@ -37,7 +37,7 @@ impl ProcFd {
 
     /// The inode of `fd`, opened anew. It must be of a type that open(2) cannot block on or act upon.
     pub(crate) fn reopen(&self, fd: impl AsFd, flags: OFlags) -> Result<OwnedFd> {
-        let path = DecInt::from_fd(fd);
+        let path = DecInt::from_fd(&fd);
         rustix::io::retry_on_intr(|| {
             rustix::fs::openat(&self.0, path.as_c_str(), flags | OFlags::CLOEXEC, Mode::empty())
         })

@@ -11,7 +11,7 @@ use crate::open::open_directory;
 impl HostDir {
     pub(crate) fn op_statfs(&self, node: u64) -> Result<StatfsOut> {
         let inode = self.inodes.get(node)?;
-        let status = rustix::fs::fstatfs(inode.fd()).lift()?;
+        let status = rustix::fs::fstatfs(inode.fd()?).lift()?;
         Ok(StatfsOut {
             blocks: status.f_blocks,
             bfree: status.f_bfree,
@@ -32,7 +32,7 @@ impl HostDir {
             open_directory(&inode)?
         } else {
             inode.must_be_regular()?;
-            self.proc.reopen(inode.fd(), OFlags::RDONLY)?
+            self.proc.reopen(inode.fd()?, OFlags::RDONLY)?
         };
         rustix::io::retry_on_intr(|| rustix::fs::syncfs(&fd)).lift()
     }

@@ -5,7 +5,7 @@
 //! Raw system calls as safe functions.
 
 use std::ffi::{CStr, c_int, c_long, c_void};
-use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 
 use rustix::io::{Errno, Result};
 use virtiofs_fuse::Segments;
@@ -179,6 +179,40 @@ pub(crate) fn listxattrat(dir: BorrowedFd<'_>, path: &CStr, out: &mut [u8]) -> R
 pub(crate) fn removexattrat(dir: BorrowedFd<'_>, path: &CStr, name: &CStr) -> Result<()> {
     // SAFETY: both strings end with NUL.
     check(unsafe { libc::syscall(SYS_REMOVEXATTRAT, dir.as_raw_fd(), path.as_ptr(), 0, name.as_ptr()) }).map(drop)
+}
+
+/// A file handle: `struct file_handle` of open_by_handle_at(2), header included, as words so that it is aligned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct FileHandle(Box<[u32]>);
+
+/// Words of the header: `handle_bytes` and `handle_type`.
+const HANDLE_HEADER: usize = 2;
+/// `MAX_HANDLE_SZ` in words.
+const HANDLE_MAX: usize = 128 / 4;
+
+/// The handle of the inode of `fd`.
+pub(crate) fn name_to_handle_at(fd: BorrowedFd<'_>) -> Result<FileHandle> {
+    let mut words = [0u32; HANDLE_HEADER + HANDLE_MAX];
+    words[0] = (HANDLE_MAX * 4) as u32;
+    let mut mount_id: c_int = 0;
+    // SAFETY: `words` has the header and as many bytes behind it as the header says, `mount_id` is an int; both are ours
+    // until the call returns, and the path is an empty string that ends with NUL.
+    check(unsafe {
+        let (handle, mount_id): (*mut u32, *mut c_int) = (words.as_mut_ptr(), &mut mount_id);
+        libc::syscall(libc::SYS_name_to_handle_at, fd.as_raw_fd(), c"".as_ptr(), handle, mount_id, libc::AT_EMPTY_PATH)
+    })?;
+    let length = (words[0] as usize).div_ceil(4).min(HANDLE_MAX);
+    Ok(FileHandle(words.iter().copied().take(HANDLE_HEADER + length).collect()))
+}
+
+/// Opens the inode of a handle; `mount` is any open file on its mount, and not an O_PATH descriptor.
+pub(crate) fn open_by_handle_at(mount: BorrowedFd<'_>, handle: &FileHandle, flags: c_int) -> Result<OwnedFd> {
+    // SAFETY: the handle is as the kernel gave it, with as many bytes as its header says; the kernel only reads it.
+    let fd = check(unsafe {
+        libc::syscall(libc::SYS_open_by_handle_at, mount.as_raw_fd(), handle.0.as_ptr(), flags | libc::O_CLOEXEC)
+    })?;
+    // SAFETY: the kernel just made this descriptor for us; nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as c_int) })
 }
 
 /// An ioctl(2) whose argument is a block of at most `buffer.len()` bytes that the kernel reads, writes or both.

@@ -95,9 +95,9 @@ impl HostDir {
         let inode = self.inodes.get(node)?;
         inode.must_be_writable()?;
         self.served(name)?;
-        self.xattrs(inode.fd()).set(name, value, flags)?;
+        self.xattrs(inode.fd()?.as_fd()).set(name, value, flags)?;
         if kill_sgid {
-            let mode = u32::from(Status::basic(inode.fd())?.mode());
+            let mode = u32::from(Status::basic(inode.fd()?)?.mode());
             if mode & libc::S_ISGID != 0 {
                 self.chmod(&inode, mode & 0o7777 & !libc::S_ISGID)?;
             }
@@ -117,7 +117,7 @@ impl HostDir {
     pub(crate) fn op_getxattr(&self, node: u64, name: &CStr, out: &mut [u8]) -> Result<usize> {
         let inode = self.inodes.get(node)?;
         self.served(name)?;
-        self.xattrs(inode.fd()).get(name, out)
+        self.xattrs(inode.fd()?.as_fd()).get(name, out)
     }
 
     pub(crate) fn op_listxattr(&self, node: u64, out: &mut [u8]) -> Result<usize> {
@@ -126,10 +126,10 @@ impl HostDir {
             return errno(libc::EOPNOTSUPP);
         }
         if self.acls() {
-            return self.xattrs(inode.fd()).list(out);
+            return self.xattrs(inode.fd()?.as_fd()).list(out);
         }
         let mut all = vec![0; XATTR_MAX];
-        let length = self.xattrs(inode.fd()).list(&mut all)?;
+        let length = self.xattrs(inode.fd()?.as_fd()).list(&mut all)?;
         let names = all.get(..length).unwrap_or(&[]).split_inclusive(|&byte| byte == 0);
         let shown: Vec<u8> =
             names.filter(|name| !is_acl(name.strip_suffix(&[0]).unwrap_or(name))).flatten().copied().collect();
@@ -143,7 +143,7 @@ impl HostDir {
         let inode = self.inodes.get(node)?;
         inode.must_be_writable()?;
         self.served(name)?;
-        self.xattrs(inode.fd()).remove(name)
+        self.xattrs(inode.fd()?.as_fd()).remove(name)
     }
 }
 

@@ -1,7 +1,7 @@
 //! A directory of the host with its settings, as Python describes it.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use pyo3::exceptions::PyValueError;
@@ -13,6 +13,9 @@ use virtiofs_hostdir as hostdir;
 /// (`fuse_time_to_jiffies`, `fs/fuse/dir.c`).
 const FOR_EVER: Duration = Duration::from_secs(u32::MAX as u64);
 
+/// Locks hold between all guests of this process.
+static LOCKS: LazyLock<Arc<hostdir::Locks>> = LazyLock::new(Arc::default);
+
 /// The native file system of a directory. The directory is opened when a server starts with it.
 #[pyclass(frozen, module = "virtiofs._core")]
 pub(crate) struct HostDir {
@@ -22,7 +25,7 @@ pub(crate) struct HostDir {
 impl HostDir {
     /// A file system for one server.
     pub(crate) fn open(&self) -> PyResult<Arc<dyn FileSystem>> {
-        Ok(Arc::new(hostdir::HostDir::new(self.config.clone())?))
+        Ok(Arc::new(hostdir::HostDir::sharing(self.config.clone(), Arc::clone(&LOCKS))?))
     }
 }
 
@@ -30,7 +33,7 @@ impl HostDir {
 impl HostDir {
     #[new]
     #[pyo3(signature = (directory, *, attr_timeout, entry_timeout, negative_timeout, open_flags, dir_open_flags, read_only,
-                        writeback, xattr, posix_acl, allow_direct_io, announce_submounts))]
+                        writeback, xattr, posix_acl, allow_direct_io, announce_submounts, node_descriptors))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         directory: PathBuf,
@@ -45,6 +48,7 @@ impl HostDir {
         posix_acl: bool,
         allow_direct_io: bool,
         announce_submounts: bool,
+        node_descriptors: usize,
     ) -> PyResult<HostDir> {
         let effects = hostdir::Effects {
             entry_ttl: timeout(entry_timeout)?,
@@ -65,6 +69,7 @@ impl HostDir {
                 posix_acl,
                 allow_direct_io,
                 announce_submounts,
+                node_descriptors,
             },
         })
     }

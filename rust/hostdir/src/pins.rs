@@ -1,0 +1,220 @@
+//! How nodes hold on to their host inodes with a bounded number of descriptors.
+//!
+//! A node that was used lately has an O_PATH descriptor. When there are more of those than allowed, the ones used longest ago are
+//! exchanged for file handles (name_to_handle_at(2)), which cost no descriptor; the next use opens the handle again. A handle
+//! carries the generation of its inode, so it never leads to another file that got the same number: a file that is gone
+//! meanwhile is ESTALE. Where the host allows no handles (they need CAP_DAC_READ_SEARCH, and a file system that has them), nodes
+//! keep their descriptors.
+
+use std::collections::{HashMap, VecDeque};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use parking_lot::{MappedRwLockReadGuard, Mutex, RwLock, RwLockReadGuard};
+use rustix::fs::{Mode, OFlags};
+use virtiofs_fuse::Result;
+
+use crate::error::Lift;
+use crate::sys::{self, FileHandle};
+
+/// A mount on which handles can be opened: any descriptor of it that is not O_PATH.
+type Mount = Arc<OwnedFd>;
+
+/// A node's hold on its host inode.
+pub(crate) struct Pin {
+    hold: RwLock<Hold>,
+    /// Used since the hand of the clock passed by.
+    used: AtomicBool,
+}
+
+enum Hold {
+    Fd(OwnedFd),
+    Handle(Box<(Mount, FileHandle)>),
+}
+
+/// The descriptor of a node; while it is borrowed the node keeps it. One thread may borrow it several times.
+pub(crate) struct PinFd<'a>(MappedRwLockReadGuard<'a, OwnedFd>);
+
+impl AsFd for PinFd<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// All pins of one guest.
+pub(crate) struct Pins {
+    /// Descriptors that nodes may have; 0 for as many as they like.
+    limit: usize,
+    held: AtomicUsize,
+    /// Ids of nodes in the order in which they got their descriptors; some are gone, or have theirs no more.
+    clock: Mutex<VecDeque<u64>>,
+    /// By mount id: where handles are opened, or `None` where they cannot be.
+    mounts: Mutex<HashMap<u64, Option<Mount>>>,
+}
+
+impl Pin {
+    pub(crate) fn new(fd: OwnedFd) -> Pin {
+        Pin { hold: RwLock::new(Hold::Fd(fd)), used: AtomicBool::new(false) }
+    }
+
+    /// Whether the node has its descriptor, so that its device and inode number are nobody else's.
+    pub(crate) fn holds_fd(&self) -> bool {
+        matches!(*self.hold.read_recursive(), Hold::Fd(_))
+    }
+
+    /// The descriptor, if the node has it.
+    pub(crate) fn fd(&self) -> Option<PinFd<'_>> {
+        if !self.used.load(Ordering::Relaxed) {
+            self.used.store(true, Ordering::Relaxed);
+        }
+        let fd = RwLockReadGuard::try_map(self.hold.read_recursive(), |hold| match hold {
+            Hold::Fd(fd) => Some(fd),
+            Hold::Handle(_) => None,
+        });
+        fd.ok().map(PinFd)
+    }
+
+    /// Opens the node's handle again; true if that took a descriptor. ESTALE if the inode is no more.
+    pub(crate) fn reopen(&self, pins: &Pins) -> Result<bool> {
+        let mut hold = self.hold.write();
+        let Hold::Handle(handle) = &*hold else { return Ok(false) };
+        let (mount, handle) = &**handle;
+        let fd = sys::open_by_handle_at(mount.as_fd(), handle, libc::O_PATH).lift()?;
+        *hold = Hold::Fd(fd);
+        pins.held.fetch_add(1, Ordering::Relaxed);
+        Ok(true)
+    }
+
+    /// Whether `fd` is of the node's inode, whose device and number it shares. A node that has only a handle keeps `fd`.
+    pub(crate) fn matches(&self, fd: OwnedFd, pins: &Pins) -> Matched {
+        // Never waits for whoever borrows the descriptor: they may wait for the table that our caller has locked.
+        let mut hold = loop {
+            if self.holds_fd() {
+                return Matched::Yes;
+            }
+            match self.hold.try_write() {
+                Some(hold) => break hold,
+                None => std::thread::yield_now(),
+            }
+        };
+        let Hold::Handle(handle) = &*hold else { return Matched::Yes };
+        match sys::name_to_handle_at(fd.as_fd()) {
+            Ok(theirs) if theirs == handle.1 => {
+                *hold = Hold::Fd(fd);
+                pins.held.fetch_add(1, Ordering::Relaxed);
+                Matched::YesWithIt
+            }
+            _ => Matched::No(fd),
+        }
+    }
+
+    /// Gives the descriptor up for a handle, if that can be done now.
+    fn give_up(&self, mount: &Mount) -> bool {
+        // Somebody uses it at this moment.
+        let Some(mut hold) = self.hold.try_write() else { return false };
+        let Hold::Fd(fd) = &*hold else { return false };
+        let Ok(handle) = sys::name_to_handle_at(fd.as_fd()) else { return false };
+        *hold = Hold::Handle(Box::new((Arc::clone(mount), handle)));
+        true
+    }
+}
+
+/// What came of comparing a descriptor with a node.
+pub(crate) enum Matched {
+    /// It is the node's inode; the node has a descriptor already.
+    Yes,
+    /// It is the node's inode, and the node's descriptor from now on.
+    YesWithIt,
+    /// It is another inode that got the number of the node's, which is gone.
+    No(OwnedFd),
+}
+
+impl Pins {
+    pub(crate) fn new(limit: usize) -> Pins {
+        Pins { limit, held: AtomicUsize::new(0), clock: Mutex::default(), mounts: Mutex::default() }
+    }
+
+    /// Descriptors that nodes have.
+    pub(crate) fn held(&self) -> usize {
+        self.held.load(Ordering::Relaxed)
+    }
+
+    /// A node was made with a descriptor.
+    pub(crate) fn made(&self) {
+        self.held.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A node is gone.
+    pub(crate) fn gone(&self, pin: &Pin) {
+        if pin.holds_fd() {
+            self.held.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Lines `id`, which just got a descriptor, up for giving it back.
+    pub(crate) fn enqueue(&self, id: u64) {
+        if self.limit > 0 {
+            self.clock.lock().push_back(id);
+        }
+    }
+
+    /// Exchanges descriptors for handles until there are no more of them than allowed. `find` finds a node and the id of its
+    /// mount. Nodes in use are passed over, and nodes that were used since the last time get a second chance.
+    pub(crate) fn shrink<N: AsRef<Pin>>(&self, find: impl Fn(u64) -> Option<(u64, Arc<N>)>) {
+        if self.limit == 0 || self.held() <= self.limit {
+            return;
+        }
+        // Each node at most twice: some cannot give theirs up.
+        let mut rounds = 2 * self.clock.lock().len();
+        while self.held() > self.limit && rounds > 0 {
+            rounds -= 1;
+            let Some(id) = self.clock.lock().pop_front() else { return };
+            let Some((mount, node)) = find(id) else { continue };
+            let pin = (*node).as_ref();
+            if pin.used.swap(false, Ordering::Relaxed) {
+                self.clock.lock().push_back(id);
+                continue;
+            }
+            let Some(mount) = self.mount(mount, pin) else { continue };
+            if pin.give_up(&mount) {
+                self.held.fetch_sub(1, Ordering::Relaxed);
+            } else if pin.holds_fd() {
+                self.clock.lock().push_back(id);
+            }
+        }
+    }
+
+    /// The descriptor by which handles of a mount are opened. Found out once for each mount, with a node on it: directories can be opened
+    /// for reading without side effects, so a mount is asked again until a directory came by.
+    fn mount(&self, id: u64, pin: &Pin) -> Option<Mount> {
+        let mut mounts = self.mounts.lock();
+        if let Some(known) = mounts.get(&id) {
+            return known.clone();
+        }
+        let fd = pin.fd()?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let mount = Arc::new(rustix::fs::openat(fd.as_fd(), c".", flags, Mode::empty()).ok()?);
+        let opens = sys::name_to_handle_at(fd.as_fd())
+            .and_then(|handle| sys::open_by_handle_at(mount.as_fd(), &handle, libc::O_PATH));
+        if let Err(error) = &opens {
+            tracing::warn!(%error, "file handles cannot be used on this file system: each file that the guest \
+                remembers takes a descriptor; raise the limit of open files, or run with CAP_DAC_READ_SEARCH");
+        }
+        let mount = opens.is_ok().then_some(mount);
+        mounts.insert(id, mount.clone());
+        mount
+    }
+
+    /// Makes a mount known by a directory on it, so that files on it can be given up before a directory comes by.
+    pub(crate) fn meet(&self, id: u64, directory: &Pin) {
+        if self.limit > 0 {
+            self.mount(id, directory);
+        }
+    }
+
+    /// No node but the root is left. What is known of mounts stays known, the root's among them.
+    pub(crate) fn clear(&self) {
+        self.clock.lock().clear();
+    }
+}
