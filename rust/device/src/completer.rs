@@ -34,20 +34,14 @@ impl Completer {
         }
     }
 
-    /// Gives a chain back. The driver may see it at once; [`Completer::call`] interrupts it.
+    /// Gives a chain back, and interrupts the driver if it wants that: at once, so that it wakes up while we go on with the next
+    /// request. A driver that is awake has said so (EVENT_IDX, or a flag) and is left alone.
     pub(crate) fn complete(&self, head: u16, len: usize) {
         let side = &mut *self.side.lock();
         self.memory.refresh(&mut side.memory);
         // A reply is never longer than the chain, whose length fits 32 bits.
-        let result = side.used.complete(&side.memory, head, len as u32);
-        side.check(result.map(|()| false));
-    }
-
-    /// Interrupts the driver if it wants that for what was completed since the last time.
-    pub(crate) fn call(&self) {
-        let side = &mut *self.side.lock();
-        self.memory.refresh(&mut side.memory);
-        let result = side.used.wants_call(&side.memory);
+        let completed = side.used.complete(&side.memory, head, len as u32);
+        let result = completed.and_then(|()| side.used.wants_call(&side.memory));
         if side.check(result)
             && let Some(call) = &side.call
         {

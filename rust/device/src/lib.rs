@@ -8,6 +8,7 @@ pub mod identity;
 mod parking;
 mod pool;
 mod request;
+mod spin;
 pub mod vhost_user;
 mod worker;
 

@@ -79,6 +79,5 @@ impl Settled {
     fn complete(mut self, completer: &Completer) {
         let len = self.server.answer(&mut self.request, self.pending, self.result);
         completer.complete(self.request.0.head(), len);
-        completer.call();
     }
 }

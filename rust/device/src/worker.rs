@@ -12,9 +12,7 @@ use crate::completer::Completer;
 use crate::parking::{Parking, park};
 use crate::pool::Pool;
 use crate::request::Request;
-
-/// Completions after which the driver is interrupted although more requests wait: it can refill the ring meanwhile.
-const BATCH: usize = 16;
+use crate::spin::Spin;
 
 /// Serves the requests of one queue until it is stopped.
 pub(crate) struct Worker {
@@ -26,6 +24,7 @@ pub(crate) struct Worker {
     server: Arc<Server>,
     pool: Arc<Pool>,
     parking: Arc<Parking>,
+    spin: Spin,
 }
 
 #[derive(Debug)]
@@ -81,6 +80,7 @@ impl Running {
             server: Arc::clone(&with.server),
             pool: Arc::clone(&with.pool),
             parking: Arc::clone(parking),
+            spin: Spin::default(),
         };
         let thread = thread::Builder::new().name(name).spawn(move || {
             worker.run();
@@ -159,35 +159,24 @@ impl Worker {
     ) -> Result<bool, RingError> {
         self.memory.refresh(memory);
         self.available.disarm(memory)?;
-        let mut batch = 0;
         loop {
             self.memory.refresh(memory);
             let popped = self.available.pop(memory, &mut request.0)?;
-            if popped == Popped::Nothing || batch == BATCH {
-                if batch > 0 {
-                    self.completer.call();
-                }
-                batch = 0;
-            }
             scratch.finish();
             match popped {
+                Popped::Nothing if self.spin.look(|| self.available.waits(memory))? => {}
                 Popped::Nothing => break,
                 Popped::Malformed { head } => {
                     self.server.metrics().malformed_request();
                     self.completer.complete(head, 0);
-                    batch += 1;
                 }
                 Popped::Request => match self.server.handle(request, scratch, false) {
-                    Outcome::Done(len) => {
-                        self.completer.complete(request.0.head(), len);
-                        batch += 1;
-                    }
+                    Outcome::Done(len) => self.completer.complete(request.0.head(), len),
                     Outcome::Later(pending) => park(&self.parking, &self.server, std::mem::take(request), pending),
                     Outcome::WouldBlock => self.offload(std::mem::take(request), scratch),
                 },
             }
             if self.control.stop.load(Ordering::Relaxed) {
-                self.completer.call();
                 scratch.finish();
                 break;
             }
@@ -202,13 +191,12 @@ impl Worker {
         let (server, completer) = (Arc::clone(&self.server), Arc::clone(&self.completer));
         let parking = Arc::clone(&self.parking);
         let job = move |scratch: &mut Scratch| {
-            match server.handle(&mut request, scratch, true) {
+            match server.handle(&mut request, scratch, false) {
                 Outcome::Done(len) => completer.complete(request.0.head(), len),
                 Outcome::Later(pending) => park(&parking, &server, request, pending),
                 // It was told that it may wait.
                 Outcome::WouldBlock => completer.complete(request.0.head(), 0),
             }
-            completer.call();
             scratch.finish();
             completer.arrive();
         };

@@ -9,17 +9,20 @@ use std::sync::Arc;
 use vm_memory::VolatileSlice;
 
 use crate::Memory;
+use crate::memory::Place;
 
 /// A descriptor chain: the request as a stream of bytes, and the room for its reply.
 ///
 /// Its descriptors were resolved and checked when it was taken from the ring, each against the regions of the memory that it
 /// holds on to; what lies in that memory is the guest's to change until the end. No framing is assumed: bytes count, descriptors
 /// do not.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Chain {
     head: u16,
     /// Keeps mapped what the iovecs point to.
     memory: Arc<Memory>,
+    /// The region that held the last descriptor: most guests have one or two.
+    place: Place,
     readable: Vec<libc::iovec>,
     writable: Vec<libc::iovec>,
     room: usize,
@@ -34,12 +37,30 @@ pub struct Chain {
 // used by one thread at a time (no method that touches memory takes `&self` beside `&mut self` ones).
 unsafe impl Send for Chain {}
 
+impl Default for Chain {
+    /// A chain of nothing.
+    fn default() -> Chain {
+        Chain {
+            head: 0,
+            memory: Arc::default(),
+            place: Place::NOWHERE,
+            readable: Vec::new(),
+            writable: Vec::new(),
+            room: 0,
+            unread: 0,
+            at: (0, 0),
+            lent: Vec::new(),
+        }
+    }
+}
+
 impl Chain {
     /// Empties the chain for the next head; keeps its allocations.
     pub(crate) fn restart(&mut self, head: u16, memory: &Arc<Memory>) {
         self.head = head;
         if !Arc::ptr_eq(&self.memory, memory) {
             self.memory = Arc::clone(memory);
+            self.place = Place::NOWHERE;
         }
         self.readable.clear();
         self.writable.clear();
@@ -58,7 +79,11 @@ impl Chain {
         let side = if writable { &mut self.writable } else { &mut self.readable };
         let mut left = len as usize;
         while left > 0 {
-            let Some((host, available)) = self.memory.host(address) else { return false };
+            let Some((host, available)) = self.place.host(address) else {
+                let Some(place) = self.memory.place(address) else { return false };
+                self.place = place;
+                continue;
+            };
             let piece = left.min(available);
             match side.last_mut() {
                 Some(last) if last.iov_base.cast::<u8>().wrapping_add(last.iov_len) == host => last.iov_len += piece,

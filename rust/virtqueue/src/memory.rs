@@ -113,12 +113,29 @@ impl Memory {
         &self.map
     }
 
-    /// Where `address` is mapped, and how many bytes of the same region follow it.
-    pub(crate) fn host(&self, address: u64) -> Option<(*mut u8, usize)> {
+    /// The region that holds `address`.
+    pub(crate) fn place(&self, address: u64) -> Option<Place> {
         let region = self.map.find_region(GuestAddress(address))?;
-        let offset = address.checked_sub(region.start_addr().0)?;
-        let left = region.len().checked_sub(offset)?;
-        Some((region.as_ptr().wrapping_add(offset as usize), left as usize))
+        Some(Place { start: region.start_addr().0, size: region.len(), host: region.as_ptr() })
+    }
+}
+
+/// Where a region of guest memory is mapped.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    start: u64,
+    size: u64,
+    host: *mut u8,
+}
+
+impl Place {
+    /// No memory at all.
+    pub(crate) const NOWHERE: Place = Place { start: 0, size: 0, host: std::ptr::null_mut() };
+
+    /// Where `address` is mapped, and how many bytes of the region follow it; `None` if it lies elsewhere.
+    pub(crate) fn host(&self, address: u64) -> Option<(*mut u8, usize)> {
+        let offset = address.checked_sub(self.start).filter(|offset| *offset < self.size)?;
+        Some((self.host.wrapping_add(offset as usize), (self.size - offset) as usize))
     }
 }
 
@@ -168,8 +185,9 @@ pub(crate) mod tests {
         assert_eq!(memory.translate((1 << 40) + 0x1000), None);
         let memory = memory.with(region(0x1000, 0x1000)).unwrap().without(0x10_000, 0x2000).unwrap();
         assert_eq!(memory.size(), 0x2000);
-        assert!(memory.host(0x10_000).is_none());
-        assert_eq!(memory.host(0x1ff0).unwrap().1, 16);
+        assert!(memory.place(0x10_000).is_none());
+        assert_eq!(memory.place(0x1ff0).unwrap().host(0x1ff0).unwrap().1, 16);
+        assert!(memory.place(0x1ff0).unwrap().host(0x2000).is_none());
     }
 
     #[test]

@@ -8,10 +8,10 @@ use std::num::Wrapping;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
-use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 
+use crate::descriptors::resolve;
 use crate::{Chain, Memory};
 
 /// Why a ring cannot be served. The device stays up; the driver must reset the queue.
@@ -99,25 +99,14 @@ impl Available {
         if !self.waits(memory)? {
             return Ok(Popped::Nothing);
         }
-        let Some(mut descriptors) = self.queue.pop_descriptor_chain(memory.map()) else {
+        let Some(taken) = self.queue.pop_descriptor_chain(memory.map()) else {
             return Ok(Popped::Nothing);
         };
-        let head = descriptors.head_index();
+        let head = taken.head_index();
         chain.restart(head, memory);
-        let mut last = None;
-        let mut writing = false;
-        for descriptor in &mut descriptors {
-            let writable = descriptor.is_write_only();
-            if writing && !writable || !chain.push(descriptor.addr().0, descriptor.len(), writable) {
-                return Ok(Popped::Malformed { head });
-            }
-            writing = writable;
-            last = Some(descriptor);
-        }
-        // The iterator ends where a chain ends, but also where it can go on no further: then the last descriptor still points on.
-        match last {
-            Some(descriptor) if !continues(&descriptor) => Ok(Popped::Request),
-            _ => Ok(Popped::Malformed { head }),
+        match resolve(memory, self.queue.desc_table(), self.queue.size(), head, chain) {
+            true => Ok(Popped::Request),
+            false => Ok(Popped::Malformed { head }),
         }
     }
 
@@ -144,10 +133,6 @@ impl Available {
     pub fn next_avail(&self) -> u16 {
         self.queue.next_avail()
     }
-}
-
-fn continues(descriptor: &Descriptor) -> bool {
-    descriptor.has_next()
 }
 
 /// The half of a ring that completes work; whoever completes holds it alone for a moment.
@@ -189,6 +174,7 @@ mod tests {
     use super::*;
     use crate::memory::tests::region;
     use virtio_queue::desc::RawDescriptor;
+    use virtio_queue::desc::split::Descriptor;
     use virtio_queue::mock::MockSplitQueue;
 
     const NEXT: u16 = 1;
