@@ -54,7 +54,7 @@ fn fill(mut table: Table<'_>, head: u16, chain: &mut Chain) -> Option<()> {
         let descriptor = table.get(index)?;
         if descriptor.refers_to_indirect_table() {
             let length = u16::try_from(descriptor.len() as usize / DESCRIPTOR).ok()?;
-            if indirect || descriptor.len() as usize % DESCRIPTOR != 0 {
+            if indirect || !(descriptor.len() as usize).is_multiple_of(DESCRIPTOR) {
                 return None;
             }
             table = Table::new(table.memory, descriptor.addr().0, length);
