@@ -191,7 +191,7 @@ impl Worker {
         let (server, completer) = (Arc::clone(&self.server), Arc::clone(&self.completer));
         let parking = Arc::clone(&self.parking);
         let job = move |scratch: &mut Scratch| {
-            match server.handle(&mut request, scratch, false) {
+            match server.handle(&mut request, scratch, true) {
                 Outcome::Done(len) => completer.complete(request.0.head(), len),
                 Outcome::Later(pending) => park(&parking, &server, request, pending),
                 // It was told that it may wait.

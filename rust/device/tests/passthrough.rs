@@ -10,7 +10,7 @@ use virtiofs_device::Identity;
 use virtiofs_device::vhost_user::{Config, Daemon, Source};
 use virtiofs_fuse::wire::{FileLock, init};
 use virtiofs_fuse::{Limits, Server};
-use virtiofs_guest::{Error, Framing, Guest, Options};
+use virtiofs_guest::{Connection, Error, Framing, Guest, Options};
 use virtiofs_hostdir::{HostDir, Locks};
 
 struct Share {
@@ -111,6 +111,30 @@ fn the_next_guest_is_served_when_one_vanishes_and_nothing_of_it_stays() {
     assert!(share.daemon.wait(Some(Duration::ZERO)));
 }
 
+/// What a queue's own thread must not wait for is done elsewhere, and all of it arrives.
+#[test]
+fn cold_data_and_flushes_come_from_threads_that_may_wait() {
+    // On a disk, if there is one: a tmpfs cannot lose its pages.
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let share = Share::of(dir, 1, Arc::default());
+    let guest = share.guest(Options::default());
+    let data: Vec<u8> = (0..4_000_000u32).map(|i| (i / 251) as u8).collect();
+    guest.write_file("file", &data).unwrap();
+    let node = guest.client().lookup(1, b"file").unwrap().nodeid;
+    let fh = guest.client().open(node, 2).unwrap().fh;
+    guest.client().fsync(node, fh, false).unwrap();
+    guest.client().fsync(node, fh, true).unwrap();
+    guest.client().fallocate(node, fh, 0, 4096, 0).unwrap();
+    guest.client().syncfs(1).unwrap();
+    let host = fs::File::open(share.dir.path().join("file")).unwrap();
+    host.sync_all().unwrap();
+    for _ in 0..3 {
+        rustix::fs::fadvise(&host, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+        assert!(guest.read_file("file").unwrap() == data);
+    }
+    assert_eq!(share.daemon.server().metrics().panics(), 0);
+}
+
 /// A file open in one guest, to be locked.
 struct Opened<'a> {
     guest: &'a Guest,
@@ -171,4 +195,20 @@ fn a_lock_is_waited_for_across_two_guests_while_the_queue_goes_on() {
         std::thread::yield_now();
     }
     holder.set(WRITE, true).unwrap();
+}
+
+/// Numbers of `VHOST_USER_SET_PROTOCOL_FEATURES` and its flags: version 1, a reply is needed.
+const SET_PROTOCOL_FEATURES: u32 = 16;
+const NEED_REPLY: u32 = 1 | 1 << 3;
+
+#[test]
+fn the_message_that_turns_acknowledgements_on_is_acknowledged() {
+    // User-Mode Linux sends it so, and waits.
+    let share = Share::new(1);
+    let timeout = Duration::from_secs(20);
+    let connection = Connection::connect(&share.run.path().join("s"), Duration::ZERO, timeout).unwrap();
+    let reply_ack = 1u64 << 3;
+    connection.send(SET_PROTOCOL_FEATURES, NEED_REPLY, &reply_ack.to_le_bytes(), &[]).unwrap();
+    let answer = connection.receive().unwrap();
+    assert_eq!((answer.request, &answer.payload[..]), (SET_PROTOCOL_FEATURES, &[0; 8][..]));
 }
