@@ -1,6 +1,7 @@
 //! The completing half of a queue, shared by all threads that finish its requests.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::{Condvar, Mutex};
 use virtiofs_virtqueue::{Event, Memory, SharedMemory, Used};
@@ -13,6 +14,7 @@ pub(crate) struct Completer {
     /// Requests that were handed to the pool and are not completed yet.
     elsewhere: Mutex<usize>,
     none_elsewhere: Condvar,
+    abandoned: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -31,6 +33,7 @@ impl Completer {
             side: Mutex::new(side),
             elsewhere: Mutex::new(0),
             none_elsewhere: Condvar::new(),
+            abandoned: AtomicBool::new(false),
         }
     }
 
@@ -69,9 +72,21 @@ impl Completer {
         self.memory.refresh(&mut self.side.lock().memory);
     }
 
-    /// A request goes to the pool.
-    pub(crate) fn leave(&self) {
-        *self.elsewhere.lock() += 1;
+    /// A request goes to the pool; answers how many are there.
+    pub(crate) fn leave(&self) -> usize {
+        let mut elsewhere = self.elsewhere.lock();
+        *elsewhere += 1;
+        *elsewhere
+    }
+
+    /// The driver is gone, and nobody waits for what was not begun.
+    pub(crate) fn abandon(&self) {
+        self.abandoned.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the driver is gone.
+    pub(crate) fn is_abandoned(&self) -> bool {
+        self.abandoned.load(Ordering::Relaxed)
     }
 
     /// A request that went to the pool is completed.

@@ -11,8 +11,8 @@ pub const TAG_MAX: usize = 36;
 pub const CONFIG_SIZE: usize = TAG_MAX + 4;
 /// Queue that carries FORGET and nothing else; requests come on the queues behind it.
 pub const HIPRIO_QUEUE: usize = 0;
-/// Most request queues that a device may have here.
-pub const REQUEST_QUEUES_MAX: u16 = 256;
+/// Most request queues that a device may have here: vhost-user counts all queues in 8 bits.
+pub const REQUEST_QUEUES_MAX: u16 = 255;
 /// Largest ring that a driver may set up.
 pub const QUEUE_SIZE_MAX: u16 = 32768;
 
@@ -31,7 +31,7 @@ pub enum InvalidIdentity {
     LongTag(usize),
     #[error("the tag holds a newline or a NUL, which a guest cannot mount: use printable characters")]
     UnmountableTag,
-    #[error("{0} request queues: choose 1 to 256")]
+    #[error("{0} request queues: choose 1 to 255")]
     RequestQueues(u16),
 }
 
@@ -105,6 +105,6 @@ mod tests {
         assert_eq!(Identity::new(&"é".repeat(19), 1), Err(InvalidIdentity::LongTag(38)));
         assert_eq!(Identity::new("a\nb", 1), Err(InvalidIdentity::UnmountableTag));
         assert_eq!(Identity::new("a", 0), Err(InvalidIdentity::RequestQueues(0)));
-        assert_eq!(Identity::new("a", 257), Err(InvalidIdentity::RequestQueues(257)));
+        assert_eq!(Identity::new("a", 256), Err(InvalidIdentity::RequestQueues(256)));
     }
 }

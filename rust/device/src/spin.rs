@@ -19,11 +19,20 @@ const PROBE: u8 = 32;
 pub(crate) struct Spin {
     in_vain: u8,
     since_probe: u8,
+    off: bool,
 }
 
 impl Spin {
+    /// For a queue on which nobody waits: never looks. It would take the processor from those who are waited for.
+    pub(crate) fn never() -> Spin {
+        Spin { off: true, ..Spin::default() }
+    }
+
     /// Looks until `more` says that there is work, or for as long as that may pay. Answers whether there is.
     pub(crate) fn look<E>(&mut self, mut more: impl FnMut() -> Result<bool, E>) -> Result<bool, E> {
+        if self.off {
+            return Ok(false);
+        }
         if self.in_vain >= PATIENCE {
             self.since_probe += 1;
             if self.since_probe < PROBE {
@@ -69,5 +78,6 @@ mod tests {
         assert_eq!((0..10 * u32::from(PROBE)).filter(|_| looks(false)).count(), 10);
         while !looks(true) {}
         assert!(looks(true));
+        assert_eq!(Spin::never().look(|| Ok::<bool, ()>(true)), Ok(false));
     }
 }

@@ -9,6 +9,7 @@ use virtiofs_fuse::{Outcome, Scratch, Server};
 use virtiofs_virtqueue::{Available, Event, Memory, Popped, RingError, SharedMemory, Waiter};
 
 use crate::completer::Completer;
+use crate::identity::HIPRIO_QUEUE;
 use crate::parking::{Parking, park};
 use crate::pool::Pool;
 use crate::request::Request;
@@ -63,7 +64,7 @@ pub(crate) struct Stopped {
 impl Running {
     /// Starts serving a queue.
     pub(crate) fn start(
-        name: String,
+        index: usize,
         available: Available,
         completer: Arc<Completer>,
         kick: Event,
@@ -80,9 +81,9 @@ impl Running {
             server: Arc::clone(&with.server),
             pool: Arc::clone(&with.pool),
             parking: Arc::clone(parking),
-            spin: Spin::default(),
+            spin: if index == HIPRIO_QUEUE { Spin::never() } else { Spin::default() },
         };
-        let thread = thread::Builder::new().name(name).spawn(move || {
+        let thread = thread::Builder::new().name(format!("virtiofs-q{index}")).spawn(move || {
             worker.run();
             (worker.available, worker.waiter)
         })?;
@@ -98,6 +99,11 @@ impl Running {
     pub(crate) fn refresh(&self) {
         self.completer.refresh();
         self.control.event.signal();
+    }
+
+    /// Nobody is there any more to be answered: requests that were not begun need not be.
+    pub(crate) fn abandon(&self) {
+        self.completer.abandon();
     }
 
     /// Stops taking requests and waits for those in flight.
@@ -185,12 +191,17 @@ impl Worker {
     }
 
     /// Hands a request to the pool, from where it is completed.
+    ///
+    /// No honest driver has more requests in flight than its ring has entries; one that has waits for each.
     fn offload(&self, mut request: Request, scratch: &mut Scratch) {
         request.0.rewind();
-        self.completer.leave();
+        let crowded = self.completer.leave() > usize::from(self.available.size());
         let (server, completer) = (Arc::clone(&self.server), Arc::clone(&self.completer));
         let parking = Arc::clone(&self.parking);
         let job = move |scratch: &mut Scratch| {
+            if completer.is_abandoned() {
+                return completer.arrive();
+            }
             match server.handle(&mut request, scratch, true) {
                 Outcome::Done(len) => completer.complete(request.0.head(), len),
                 Outcome::Later(pending) => park(&parking, &server, request, pending),
@@ -200,6 +211,6 @@ impl Worker {
             scratch.finish();
             completer.arrive();
         };
-        self.pool.run(Box::new(job), scratch);
+        if crowded { job(scratch) } else { self.pool.run(Box::new(job), scratch) }
     }
 }

@@ -150,7 +150,8 @@ impl Call<'_> {
                 self.reply(&WriteOut { size, padding: 0 })
             }
             CopyFileRange64 => {
-                let args: CopyFileRangeIn = self.arguments()?;
+                let mut args: CopyFileRangeIn = self.arguments()?;
+                args.len = args.len.min(LARGEST_COPY);
                 self.reply(&CopyFileRangeOut { bytes_copied: fs.copy_file_range(cx, node, &args)?.min(args.len) })
             }
             Ioctl => self.ioctl(fs, request, reply),
@@ -288,7 +289,15 @@ impl Call<'_> {
         // Without DONT_MASK the guest has applied the umask to the mode already.
         let umask = if self.server.has(init::DONT_MASK) { umask & 0o777 } else { 0 };
         match Creation::parse(umask, extensions) {
-            Ok(new) => Ok((new, Names::new(names))),
+            Ok(mut new) => {
+                // What was not agreed on is not obeyed.
+                new.security = new.security.filter(|_| self.server.has(init::SECURITY_CTX));
+                new.supplementary_group = new.supplementary_group.filter(|_| self.server.has(init::CREATE_SUPP_GROUP));
+                if new.security.is_some_and(|(name, _)| !name.to_bytes().starts_with(b"security.")) {
+                    return Err(Error::Errno(libc::EPERM));
+                }
+                Ok((new, Names::new(names)))
+            }
             Err(Malformed) => self.server.malformed(),
         }
     }
@@ -336,8 +345,9 @@ impl Call<'_> {
 
 /// The guest gave less room than the reply needs.
 const NO_ROOM: Error = Error::Errno(libc::EIO);
-/// The reply of COPY_FILE_RANGE counts in 32 bits; this is the most that one read(2) or write(2) moves.
-const LARGEST_COPY: u64 = 0x7fff_f000;
+/// The most that one COPY_FILE_RANGE copies; the caller asks again for the rest. Longer copies would keep a guest that is being stopped
+/// waiting.
+const LARGEST_COPY: u64 = 64 << 20;
 
 /// Reply of CREATE and TMPFILE.
 #[derive(IntoBytes, Immutable)]

@@ -53,8 +53,8 @@ pub trait FileSystem: Send + Sync {
     /// A session begins with these features. Whatever an earlier session left was dropped by [`FileSystem::destroy`].
     fn init(&self, negotiated: &Negotiated) {}
 
-    /// The session is over: drop all nodes, handles, locks and mappings. Called at DESTROY, before every INIT but the first, and
-    /// when the guest goes away; calls may follow one another.
+    /// The session is over: drop all nodes, handles, locks and mappings. Called at DESTROY, before every INIT, and when the guest goes
+    /// away; calls may follow one another.
     fn destroy(&self) {}
 
     /// Looks `name` up in the directory `parent` and counts the node once. An `EntryOut` with node id 0 is a negative answer that

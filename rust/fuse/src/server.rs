@@ -106,11 +106,11 @@ impl Server {
     }
 
     fn end(&self, session: &mut Negotiated) {
-        if self.initialized.swap(false, Relaxed) {
-            self.fs.destroy();
-            *session = Negotiated::default();
-            self.flags.store(0, Relaxed);
-        }
+        self.initialized.store(false, Relaxed);
+        *session = Negotiated::default();
+        self.flags.store(0, Relaxed);
+        // Also where there is no session: a request that was under way when the last one ended may have left something.
+        self.fs.destroy();
     }
 
     /// Calls `then` when the wait of `pending` is over, or drops it if the session is over first. `then` gives the message to

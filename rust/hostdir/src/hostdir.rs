@@ -92,9 +92,10 @@ impl HostDir {
     }
 
     pub(crate) fn end(&self) {
-        self.locks.forget_session(self.session);
+        // Handles first: who has none gets no lock any more.
         self.files.clear();
         self.directories.clear();
+        self.locks.forget_session(self.session);
         self.inodes.clear();
     }
 

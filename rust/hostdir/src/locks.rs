@@ -83,7 +83,7 @@ struct Held {
 struct Waiter {
     wait: Wait,
     ask: Ask,
-    /// Held by nobody else: the lock lands on it.
+    /// The lock lands on it, unless the owner has a descriptor by then.
     fd: OwnedFd,
     then: Option<Settle>,
 }
@@ -390,11 +390,8 @@ impl State {
         self.last_number += 1;
         let wait = Wait(self.last_number);
         let Some(file) = self.files.get_mut(&key) else { return refuse(libc::EIO) };
-        let fd = match file.held.get(&ask.owner) {
-            Some(held) => held.fd.try_clone()?,
-            None => open()?,
-        };
-        file.waiters.push_back(Waiter { wait, ask, fd, then: None });
+        // Its own, even if the owner has one already: that one must take the owner's locks along when it is closed.
+        file.waiters.push_back(Waiter { wait, ask, fd: open()?, then: None });
         Ok(Asked::Waits(wait))
     }
 
@@ -427,7 +424,9 @@ impl State {
         let Some(file) = self.files.get_mut(&key) else { return Vec::new() };
         let (mut settled, mut still) = (Vec::new(), VecDeque::new());
         for waiter in std::mem::take(&mut file.waiters) {
-            let result = match waiter.ask.on(&waiter.fd) {
+            // By now the owner may have got other locks: all of them belong on one descriptor, or they would be in each other's way.
+            let fd = file.held.get(&waiter.ask.owner).map_or(&waiter.fd, |held| &held.fd);
+            let result = match waiter.ask.on(fd) {
                 Ok(false) => {
                     still.push_back(waiter);
                     continue;

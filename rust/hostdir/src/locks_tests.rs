@@ -167,3 +167,24 @@ fn ranges_that_end_before_they_begin_and_unknown_kinds_are_refused() {
     assert_eq!(rig.set(1, 1, KEY, libc::F_WRLCK, (u64::MAX, u64::MAX), false), Err(Error::Errno(libc::EINVAL)));
     assert_eq!(rig.locks.count(), (0, 0));
 }
+
+/// Two threads of one process wait and lock side by side: one owner.
+#[test]
+fn locks_that_one_owner_gets_while_it_waits_for_another_all_hold() {
+    let rig = Rig::new();
+    rig.set(2, 9, KEY, libc::F_WRLCK, (0, 9), false).unwrap();
+    let waiter = rig.waits(1, 1, KEY, libc::F_WRLCK, (0, 9));
+    let second = rig.waits(1, 1, KEY, libc::F_WRLCK, (5, 5));
+    rig.set(1, 1, KEY, libc::F_WRLCK, (20, 29), false).unwrap();
+    rig.locks.forget_owner(2, KEY, 9, false);
+    assert_eq!(waiter.recv_timeout(SOON), Ok(Ok(())));
+    assert_eq!(second.recv_timeout(SOON), Ok(Ok(())));
+    let host = rig.open(KEY);
+    for range in [(0, 9), (20, 29)] {
+        assert_eq!(rig.set(2, 9, KEY, libc::F_RDLCK, range, false), EAGAIN);
+        let range = Range { start: range.0, end: range.1 };
+        assert!(file::blocking_range(&host, range, Mode::Shared).unwrap().is_some(), "the host sees {range:?}");
+    }
+    rig.locks.forget_owner(1, KEY, 1, false);
+    assert_eq!(file::blocking_range(&host, Range::ALL, Mode::Exclusive).unwrap(), None);
+}

@@ -162,7 +162,11 @@ impl Pins {
     /// Exchanges descriptors for handles until there are no more of them than allowed. `find` finds a node and the id of its
     /// mount. Nodes in use are passed over, and nodes that were used since the last time get a second chance.
     pub(crate) fn shrink<N: AsRef<Pin>>(&self, find: impl Fn(u64) -> Option<(u64, Arc<N>)>) {
-        if self.limit == 0 || self.held() <= self.limit {
+        if self.limit == 0 {
+            return;
+        }
+        self.sweep(&find);
+        if self.held() <= self.limit {
             return;
         }
         // Each node at most twice: some cannot give theirs up.
@@ -182,6 +186,14 @@ impl Pins {
             } else if pin.holds_fd() {
                 self.clock.lock().push_back(id);
             }
+        }
+    }
+
+    /// Drops ids of nodes that are gone, once they are more than the others.
+    fn sweep<N: AsRef<Pin>>(&self, find: impl Fn(u64) -> Option<(u64, Arc<N>)>) {
+        let mut clock = self.clock.lock();
+        if clock.len() > 2 * self.held() + 1024 {
+            clock.retain(|id| find(*id).is_some_and(|(_, node)| (*node).as_ref().holds_fd()));
         }
     }
 

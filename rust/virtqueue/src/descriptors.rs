@@ -10,6 +10,8 @@ use vm_memory::{Bytes, GuestAddress, VolatileSlice};
 
 use crate::{Chain, Memory};
 
+/// Descriptors in a table of its own that a driver may use with the smallest of rings.
+const LONGEST: u16 = 1024;
 const DESCRIPTOR: usize = size_of::<Descriptor>();
 
 /// Descriptors, in the ring or in the memory that an indirect descriptor names.
@@ -48,6 +50,8 @@ pub(crate) fn resolve(memory: &Memory, table: u64, length: u16, head: u16, chain
 }
 
 fn fill(mut table: Table<'_>, head: u16, chain: &mut Chain) -> Option<()> {
+    // A chain is no longer than its ring (2.7.5.3.1); a little more than that harms nobody, 65,535 pieces would.
+    let longest = table.length.max(LONGEST);
     let (mut index, mut left, mut bytes) = (head, table.length, 0u32);
     let (mut indirect, mut writing) = (false, false);
     loop {
@@ -58,7 +62,7 @@ fn fill(mut table: Table<'_>, head: u16, chain: &mut Chain) -> Option<()> {
                 return None;
             }
             table = Table::new(table.memory, descriptor.addr().0, length);
-            (index, left, indirect) = (0, length, true);
+            (index, left, indirect) = (0, length.min(longest), true);
             continue;
         }
         let writable = descriptor.is_write_only();

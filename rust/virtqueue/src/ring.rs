@@ -66,7 +66,8 @@ fn queue(config: RingConfig, memory: &Memory) -> Result<Queue, RingError> {
         .and_then(|()| queue.try_set_used_ring_address(GuestAddress(used)));
     queue.set_event_idx(config.event_idx);
     queue.set_ready(true);
-    if set.is_err() || !queue.is_valid(memory.map()) {
+    // virtio-queue takes an available ring at 0 for one that was not set.
+    if set.is_err() || avail == 0 || !queue.is_valid(memory.map()) {
         return Err(place);
     }
     Ok(queue)
@@ -100,7 +101,7 @@ impl Available {
             return Ok(Popped::Nothing);
         }
         let Some(taken) = self.queue.pop_descriptor_chain(memory.map()) else {
-            return Ok(Popped::Nothing);
+            return Err(virtio_queue::Error::InvalidAvailRingIndex.into());
         };
         let head = taken.head_index();
         chain.restart(head, memory);
@@ -127,6 +128,11 @@ impl Available {
     /// Tells the driver that kicks are not needed.
     pub fn disarm(&mut self, memory: &Memory) -> Result<(), RingError> {
         Ok(self.queue.disable_notification(memory.map())?)
+    }
+
+    /// Entries of the ring.
+    pub fn size(&self) -> u16 {
+        self.queue.size()
     }
 
     /// Index of the next available entry: what GET_VRING_BASE answers.
@@ -266,6 +272,7 @@ mod tests {
             RingConfig { desc: 0x1001, ..good },
             RingConfig { avail: 0xffff_ffff_ffff_fff0, ..good },
             RingConfig { used: 0x3001, ..good },
+            RingConfig { avail: 0, ..good },
         ] {
             assert!(split(bad, &memory).is_err(), "{bad:?}");
         }

@@ -185,6 +185,7 @@ impl Session {
     }
 
     fn reset(&mut self) {
+        self.vrings.iter().for_each(Vring::abandon);
         self.halt();
         self.vrings = (0..self.identity.queues()).map(|_| Vring::default()).collect();
         self.with.server.reset();
@@ -256,6 +257,7 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
+        self.vrings.iter().for_each(Vring::abandon);
         self.halt();
     }
 }

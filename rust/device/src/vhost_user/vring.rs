@@ -96,8 +96,7 @@ impl Vring {
         let completer = Arc::new(Completer::new(&with.memory, used, self.call.take()));
         self.parking.open(Arc::clone(&completer), self.stopped_at == Some(self.base));
         tracing::debug!(index, size = self.size, next = self.base, "queue starts");
-        let name = format!("virtiofs-q{index}");
-        self.running = Some(Running::start(name, available, completer, kick, &self.parking, with)?);
+        self.running = Some(Running::start(index, available, completer, kick, &self.parking, with)?);
         Ok(())
     }
 
@@ -115,6 +114,13 @@ impl Vring {
             next_avail: self.base,
             event_idx: features & EVENT_IDX != 0,
         })
+    }
+
+    /// The driver is gone: what waits for a disk and was not begun need not be done.
+    pub(crate) fn abandon(&self) {
+        if let Some(running) = &self.running {
+            running.abandon();
+        }
     }
 
     /// Stops the queue where it is, so that it can start again from there.
