@@ -163,7 +163,6 @@ impl Worker {
         request: &mut Request,
         scratch: &mut Scratch,
     ) -> Result<bool, RingError> {
-        self.memory.refresh(memory);
         self.available.disarm(memory)?;
         loop {
             self.memory.refresh(memory);

@@ -6,6 +6,8 @@
 //! A waiter costs an entry here and the descriptors of its request, no thread. It is tried again when a lock on its file goes
 //! away here, and from time to time by one thread, since a process of the host lets go without telling us. A cycle of waiters
 //! answers EDEADLK (POSIX locks only, like fcntl(2)), a waiter too many ENOLCK.
+//!
+//! Over 400 lines: holders and waiters change under one lock, in steps that only make sense side by side.
 
 mod file;
 mod ranges;
