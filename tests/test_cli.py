@@ -14,6 +14,7 @@ import pytest
 from tests.daemon import COMMAND, Start, virtiofs
 from virtiofs import ALWAYS, METADATA, NONE, Config, ConfigError, cli, compat
 from virtiofs.testing import Guest
+from virtiofs.xattrmap import parse
 
 
 def config(*arguments: str) -> Config:
@@ -84,6 +85,7 @@ def test_options() -> None:
     )
     given = config(
         *("--shared-dir", "/dir", "--socket", "/s", "--readonly", "--posix-acl", "--no-announce-submounts"),
+        *("--xattrmap", ":map::user.v.:", "--security-label"),
         *("--no-readdirplus", "--no-killpriv-v2", "--request-queues", "7", "--once", "--socket-mode=660"),
         *("--socket-group=kvm", "--thread-pool-size=3", "--allow-direct-io", "--writeback"),
     )
@@ -92,6 +94,8 @@ def test_options() -> None:
         socket="/s",
         read_only=True,
         posix_acl=True,
+        xattrmap=parse(":map::user.v.:"),
+        security_label=True,
         announce_submounts=False,
         readdirplus=False,
         killpriv_v2=False,

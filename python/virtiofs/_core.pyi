@@ -177,6 +177,7 @@ class HostDir:
         read_only: bool,
         writeback: bool,
         xattr: bool,
+        xattr_names: list[tuple[bytes | None, bytes | None, bytes, int]],
         posix_acl: bool,
         allow_direct_io: bool,
         announce_submounts: bool,

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Final, Never
 
-from . import _core, cache, compat
+from . import _core, cache, compat, xattrmap
 from .config import Config, inherited_fd
 from .errors import ConfigError, hinted, one_line
 from .host import raise_open_files
@@ -94,8 +94,12 @@ def _serve_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("directory")
     group.add_argument("--readonly", action="store_true", help="refuse changes")
     group.add_argument("--xattr", action=switch, default=False, help="serve extended attributes (no)")
+    group.add_argument("--xattrmap", metavar="RULES", help="rename them on the host, as in :map::user.virtiofs.:")
     group.add_argument(
         "--posix-acl", metavar="WHEN", default="never", help="never, auto or always: serve POSIX ACLs (never)"
+    )
+    group.add_argument(
+        "--security-label", metavar="WHEN", default="never", help="the same: give new files the guest's labels (never)"
     )
     group.add_argument("--allow-direct-io", action=switch, default=False, help="honour O_DIRECT on the host (no)")
     group.add_argument("--announce-submounts", action=switch, default=True, help="tell where mounts begin (yes)")
@@ -173,8 +177,11 @@ def _config(arguments: argparse.Namespace) -> Config:
     if (socket is None) == (fd is None):
         wrong = "no socket to serve at" if socket is None else "both --socket and --fd are given"
         raise hinted(ConfigError(wrong), "give --socket PATH, or --fd N for an inherited one")
-    if arguments.posix_acl not in ("never", "auto", "always"):
-        raise ConfigError(f"--posix-acl: unknown value {arguments.posix_acl!r}: choose one of never, auto, always")
+    for option in ("posix_acl", "security_label"):
+        value = getattr(arguments, option)
+        if value not in ("never", "auto", "always"):
+            spelling = "--" + option.replace("_", "-")
+            raise ConfigError(f"{spelling}: unknown value {value!r}: choose one of never, auto, always")
     mode = cache.mode(arguments.cache)
     timeouts = {}
     for name in ("attr_timeout", "entry_timeout", "negative_timeout"):
@@ -197,7 +204,9 @@ def _config(arguments: argparse.Namespace) -> Config:
         read_only=arguments.readonly,
         writeback=arguments.writeback,
         xattr=arguments.xattr,
+        xattrmap=None if arguments.xattrmap is None else xattrmap.parse(arguments.xattrmap),
         posix_acl=arguments.posix_acl != "never",
+        security_label=arguments.security_label != "never",
         posix_lock=arguments.posix_lock,
         flock=arguments.flock,
         node_descriptors=0 if arguments.inode_file_handles == "never" else None,

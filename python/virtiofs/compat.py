@@ -115,8 +115,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     for option in (
         "--migration-mode",
         "--migration-on-error",
-        "--security-label",
-        "--xattrmap",
         "--uid-map",
         "--gid-map",
         "--translate-uid",
@@ -135,11 +133,10 @@ def check(arguments: argparse.Namespace) -> list[str]:
     for option, values in (
         ("sandbox", ("none", "chroot", "namespace")),
         ("seccomp", ("none", "kill", "log", "trap")),
-        ("security_label", (None, "never", "auto", "always")),
     ):
         if getattr(arguments, option) not in values:
             spelling = "--" + option.replace("_", "-")
-            known = ", ".join(filter(None, values))
+            known = ", ".join(values)
             raise ConfigError(f"{spelling}: unknown value {getattr(arguments, option)!r}: choose one of {known}")
     if arguments.sandbox != "none":
         warnings.append(
@@ -151,10 +148,7 @@ def check(arguments: argparse.Namespace) -> list[str]:
         warnings.append(f"--modcaps={arguments.modcaps} is not applied: capabilities stay as they are")
     if any(getattr(arguments, name) for name in ("migration_mode", "migration_on_error")):
         warnings.append("--migration options have no effect: migration is not offered")
-    if arguments.security_label in ("auto", "always"):
-        raise hinted(ConfigError("--security-label: labels at creation are not served"), "say --security-label=never")
     for option, what in (
-        ("xattrmap", "names of extended attributes are not translated"),
         ("uid_map", "owners are not mapped"),
         ("gid_map", "groups are not mapped"),
         ("translate_uid", "owners are not translated"),

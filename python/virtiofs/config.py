@@ -8,6 +8,7 @@ from .cache import AUTO, Cache
 from .errors import ConfigError, hinted
 from .passthrough import Passthrough
 from .server import Server, default_request_queues
+from .xattrmap import XattrMap
 
 _FIRST_INHERITED_FD: Final = 3  # SD_LISTEN_FDS_START of sd_listen_fds(3)
 
@@ -43,7 +44,9 @@ class Config:
     read_only: bool = False
     writeback: bool = False
     xattr: bool = False
+    xattrmap: XattrMap | None = None
     posix_acl: bool = False
+    security_label: bool = False
     posix_lock: bool = True
     flock: bool = True
     node_descriptors: int | None = None
@@ -61,7 +64,9 @@ class Config:
             read_only=self.read_only,
             writeback=self.writeback,
             xattr=self.xattr,
+            xattrmap=self.xattrmap,
             posix_acl=self.posix_acl,
+            security_label=self.security_label,
             posix_lock=self.posix_lock,
             flock=self.flock,
             node_descriptors=self.node_descriptors,

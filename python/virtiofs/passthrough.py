@@ -10,6 +10,7 @@ from . import _core
 from .cache import AUTO, Cache
 from .errors import ConfigError, hinted
 from .host import may_change_owners
+from .xattrmap import XattrMap, parse
 
 _ALWAYS: Final = (
     "ABORT_ERROR",
@@ -41,7 +42,11 @@ class Passthrough:
         writeback: Let guests collect writes and send them later, at close or fsync at the latest. Only for directories that
             one guest alone writes to.
         xattr: Serve extended attributes.
+        xattrmap: What the guest's extended attributes are called on the host: rules as in `virtiofs.xattrmap`, such as
+            ``:map::user.virtiofs.:``; takes `xattr` with it.
         posix_acl: Serve POSIX ACLs; takes `xattr` with it.
+        security_label: Give new files the security labels (SELinux, Smack) that the guest's kernel wants for them, from their
+            first moment; takes `xattr` with it.
         allow_direct_io: Open host files with O_DIRECT where the guest's program does. Otherwise O_DIRECT goes past the guest's
             page cache only.
         announce_submounts: Tell the guest where another file system of the host begins, so that inode numbers stay unique.
@@ -59,6 +64,7 @@ class Passthrough:
     Raises:
         OSError: There is no such directory, it is none, or it may not be read.
         PermissionError: `ownership` is `caller`, and this process may not give files away.
+        ConfigError: `xattrmap` cannot be read, or it moves the ACLs of `posix_acl`.
     """
 
     def __init__(
@@ -69,7 +75,9 @@ class Passthrough:
         read_only: bool = False,
         writeback: bool = False,
         xattr: bool = False,
+        xattrmap: XattrMap | str | None = None,
         posix_acl: bool = False,
+        security_label: bool = False,
         allow_direct_io: bool = False,
         announce_submounts: bool = True,
         readdirplus: bool = True,
@@ -88,8 +96,16 @@ class Passthrough:
         self.cache: Final = cache
         self.read_only: Final = read_only
         self.writeback: Final = writeback
-        self.xattr: Final = xattr or posix_acl
+        names = parse(xattrmap) if isinstance(xattrmap, str) else xattrmap
+        if posix_acl and names is not None and names.moves_acls:
+            raise hinted(
+                ConfigError("xattrmap: with ACLs served, system.posix_acl_access and _default must stay what they are"),
+                "begin with :ok:all:system.posix_acl_:system.posix_acl_:, or serve no ACLs",
+            )
+        self.xattrmap: Final = names
+        self.xattr: Final = xattr or posix_acl or security_label or names is not None
         self.posix_acl: Final = posix_acl
+        self.security_label: Final = security_label
         self.allow_direct_io: Final = allow_direct_io
         self.announce_submounts: Final = announce_submounts
         self.readdirplus: Final = readdirplus
@@ -105,9 +121,10 @@ class Passthrough:
 
     def __repr__(self) -> str:
         settings = [repr(self.directory), f"cache={self.cache.name}"]
-        settings += [
-            name for name in ("read_only", "writeback", "xattr", "posix_acl", "allow_direct_io") if getattr(self, name)
-        ]
+        flags = ("read_only", "writeback", "xattr", "posix_acl", "security_label", "allow_direct_io")
+        settings += [name for name in flags if getattr(self, name)]
+        if self.xattrmap is not None:
+            settings.append(f"xattrmap={str(self.xattrmap)!r}")
         return f"Passthrough({', '.join(settings)})"
 
     @property
@@ -128,6 +145,8 @@ class Passthrough:
             names.append("WRITEBACK_CACHE")
         if self.posix_acl:
             names.append("POSIX_ACL")
+        if self.security_label:
+            names.append("SECURITY_CTX")
         return self.cache.init_flags | sum(_core.INIT[name] for name in names)
 
     def engine(self) -> _core.HostDir:
@@ -145,6 +164,7 @@ class Passthrough:
             read_only=self.read_only,
             writeback=self.writeback,
             xattr=self.xattr,
+            xattr_names=self.xattrmap.native if self.xattrmap is not None else [],
             posix_acl=self.posix_acl,
             allow_direct_io=self.allow_direct_io,
             announce_submounts=self.announce_submounts,

@@ -51,6 +51,7 @@ impl HostDir {
         if has(fattr::UID | fattr::GID) {
             let uid = if has(fattr::UID) { Some(owner(args.uid)?) } else { None };
             let gid = if has(fattr::GID) { Some(owner(args.gid)?) } else { None };
+            self.drop_capability(&inode)?;
             let (uid, gid) = (uid.map(Uid::from_raw), gid.map(Gid::from_raw));
             rustix::fs::chownat(inode.fd()?, c"", uid, gid, AtFlags::EMPTY_PATH).lift()?;
         }
@@ -94,6 +95,7 @@ impl HostDir {
             return errno(libc::EFBIG);
         }
         inode.must_be_regular()?;
+        self.drop_capability(inode)?;
         let _guard = if kill { losing_suid(inode)? } else { None };
         if let Some(handle) = handle.filter(|handle| handle.writes) {
             return rustix::io::retry_on_intr(|| rustix::fs::ftruncate(handle.fd(), size)).lift();

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use virtiofs_fuse::wire::{AttrOut, EntryOut};
 
+use crate::xattrmap::NameRule;
+
 /// What holds for an inode. Decided once, when the inode is first entered into the table, and kept with it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Effects {
@@ -53,6 +55,9 @@ pub struct Config {
     pub writeback: bool,
     /// Serve extended attributes; EOPNOTSUPP otherwise.
     pub xattr: bool,
+    /// What the guest's names of extended attributes are called on the host; of several rules that fit, the first holds. Empty: no name
+    /// changes.
+    pub xattr_names: Vec<NameRule>,
     /// Serve the extended attributes that hold POSIX ACLs, once the guest negotiated `POSIX_ACL`.
     pub posix_acl: bool,
     /// Pass O_DIRECT on to the host; otherwise it ends at the guest's page cache.

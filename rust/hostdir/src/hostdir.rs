@@ -16,6 +16,7 @@ use crate::inodes::{Inode, Inodes, NewInode};
 use crate::locks::Locks;
 use crate::procfd::ProcFd;
 use crate::stat::Status;
+use crate::xattrmap::NameMap;
 
 /// A host directory as a [`FileSystem`](virtiofs_fuse::FileSystem) for one guest.
 pub struct HostDir {
@@ -25,6 +26,7 @@ pub struct HostDir {
     pub(crate) directories: Handles<DirHandle>,
     pub(crate) proc: ProcFd,
     pub(crate) locks: Arc<Locks>,
+    pub(crate) names: NameMap,
     /// By what this guest's locks are told from those of others.
     pub(crate) session: u64,
     effects: Arc<Effects>,
@@ -55,6 +57,7 @@ impl HostDir {
         let root = NewInode::new(fd, &status, Arc::clone(&effects), false, false);
         Ok(HostDir {
             inodes: Inodes::new(root, &status, config.node_descriptors),
+            names: NameMap::new(config.xattr_names.clone()),
             config,
             files: Handles::new(),
             directories: Handles::new(),

@@ -53,6 +53,7 @@ impl HostDir {
         let handle = self.files.get(args.fh)?;
         let from_cache = args.write_flags & bits::WRITE_CACHE != 0;
         let fd = if from_cache && handle.direct { self.buffered(&handle)? } else { handle.fd() };
+        self.drop_capability(&handle.inode)?;
         let _guard = if args.write_flags & bits::WRITE_KILL_SUIDGID != 0 { losing_suid(&handle.inode)? } else { None };
         // The guest's offset for an append is its idea of the size; the host knows whether another guest appended meanwhile.
         let appends = args.flags as i32 & libc::O_APPEND != 0 && !from_cache && !self.writeback();
@@ -107,6 +108,7 @@ impl HostDir {
 
     pub(crate) fn op_fallocate(&self, args: &FallocateIn) -> Result<()> {
         let handle = self.files.get(args.fh)?;
+        self.drop_capability(&handle.inode)?;
         let mode = FallocateFlags::from_bits_retain(args.mode);
         rustix::io::retry_on_intr(|| rustix::fs::fallocate(handle.fd(), mode, args.offset, args.length)).lift()
     }
@@ -127,6 +129,7 @@ impl HostDir {
         if args.flags != 0 {
             return errno(libc::EINVAL);
         }
+        self.drop_capability(&to.inode)?;
         let (mut off_in, mut off_out) = (args.off_in, args.off_out);
         let len = usize::try_from(args.len).unwrap_or(usize::MAX);
         let copied = rustix::io::retry_on_intr(|| {

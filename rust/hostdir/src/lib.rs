@@ -6,8 +6,8 @@
 //!
 //! Needs Linux 5.8 (mount ids from statx, faccessat2); uses fchmodat2 (6.6) and setxattrat (6.13) where they are.
 //!
-//! System calls per operation (`examples/ops.rs` under `strace -c`); none allocates but for READLINK, LISTXATTR with names to
-//! hide, and what is new:
+//! System calls per operation (`examples/ops.rs` under `strace -c`); none allocates but for READLINK, LISTXATTR of the size
+//! alone with names to hide, and what is new:
 //!
 //! | operation | calls |
 //! |---|---|
@@ -52,8 +52,10 @@ mod stat;
 mod statfs;
 mod sys;
 mod xattr;
+mod xattrmap;
 
 pub use config::{Config, Effects};
 pub use credentials::may_change_owner;
 pub use hostdir::HostDir;
 pub use locks::Locks;
+pub use xattrmap::NameRule;

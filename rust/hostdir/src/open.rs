@@ -51,6 +51,9 @@ impl HostDir {
 
     /// Opens a regular file through its pinned inode. What the host refuses for a flag alone is tried again without, or with, it.
     pub(crate) fn open_inode(&self, inode: &Inode, host_flags: i32, asked: u32) -> Result<OwnedFd> {
+        if host_flags & libc::O_TRUNC != 0 {
+            self.drop_capability(inode)?;
+        }
         let mut flags = host_flags;
         loop {
             let result = self.proc.reopen(inode.fd()?, OFlags::from_bits_retain(flags as u32));

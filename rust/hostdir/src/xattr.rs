@@ -16,8 +16,10 @@ use virtiofs_fuse::{Error, Result};
 
 use crate::HostDir;
 use crate::error::{Lift, errno};
+use crate::inodes::Inode;
 use crate::stat::Status;
 use crate::sys;
+use crate::xattrmap::{NAME_BUFFER, NameBuffer, narrow};
 
 /// The kernel has no calls relative to a descriptor.
 static BY_PATH: AtomicBool = AtomicBool::new(false);
@@ -83,18 +85,19 @@ impl Attributes<'_> {
 }
 
 impl HostDir {
-    /// Refuses what the share does not serve. Not with ENOSYS: there are other names.
-    fn served(&self, name: &CStr) -> Result<()> {
+    /// The host's name for the guest's. Refuses what the share does not serve, not with ENOSYS: there are other names.
+    fn host_name<'n>(&self, name: &'n CStr, buffer: &'n mut NameBuffer) -> Result<&'n CStr> {
         if !self.config.xattr || is_acl(name.to_bytes()) && !self.acls() {
             return errno(libc::EOPNOTSUPP);
         }
-        Ok(())
+        self.names.to_host(name, buffer)
     }
 
     pub(crate) fn op_setxattr(&self, node: u64, name: &CStr, value: &[u8], flags: u32, kill_sgid: bool) -> Result<()> {
         let inode = self.inodes.get(node)?;
         inode.must_be_writable()?;
-        self.served(name)?;
+        let mut buffer = NAME_BUFFER;
+        let name = self.host_name(name, &mut buffer)?;
         self.xattrs(inode.fd()?.as_fd()).set(name, value, flags)?;
         if kill_sgid {
             let mode = u32::from(Status::basic(inode.fd()?)?.mode());
@@ -107,7 +110,21 @@ impl HostDir {
 
     /// A security label of a new inode, whatever else is served: the guest's policy rests on it.
     pub(crate) fn set_label(&self, fd: impl AsFd, name: &CStr, value: &[u8]) -> Result<()> {
-        self.xattrs(fd.as_fd()).set(name, value, 0)
+        let mut buffer = NAME_BUFFER;
+        self.xattrs(fd.as_fd()).set(self.names.to_host(name, &mut buffer)?, value, 0)
+    }
+
+    /// Takes a program's privileges away before its file changes, where the host does not know them for what they are
+    /// (`security_inode_killpriv` goes by the name).
+    #[inline]
+    pub(crate) fn drop_capability(&self, inode: &Inode) -> Result<()> {
+        match &self.names.capability {
+            Some(name) if inode.kind() == libc::S_IFREG => match self.xattrs(inode.fd()?.as_fd()).remove(name) {
+                Err(Error::Errno(libc::ENODATA | libc::EOPNOTSUPP)) => Ok(()),
+                result => result,
+            },
+            _ => Ok(()),
+        }
     }
 
     fn xattrs<'a>(&'a self, fd: BorrowedFd<'a>) -> Attributes<'a> {
@@ -116,7 +133,8 @@ impl HostDir {
 
     pub(crate) fn op_getxattr(&self, node: u64, name: &CStr, out: &mut [u8]) -> Result<usize> {
         let inode = self.inodes.get(node)?;
-        self.served(name)?;
+        let mut buffer = NAME_BUFFER;
+        let name = self.host_name(name, &mut buffer)?;
         self.xattrs(inode.fd()?.as_fd()).get(name, out)
     }
 
@@ -125,24 +143,38 @@ impl HostDir {
         if !self.config.xattr {
             return errno(libc::EOPNOTSUPP);
         }
-        if self.acls() {
-            return self.xattrs(inode.fd()?.as_fd()).list(out);
+        let (fd, acls) = (inode.fd()?, self.acls());
+        let host = self.xattrs(fd.as_fd());
+        if acls && self.names.is_empty() {
+            return host.list(out);
         }
-        let mut all = vec![0; XATTR_MAX];
-        let length = self.xattrs(inode.fd()?.as_fd()).list(&mut all)?;
-        let names = all.get(..length).unwrap_or(&[]).split_inclusive(|&byte| byte == 0);
-        let shown: Vec<u8> =
-            names.filter(|name| !is_acl(name.strip_suffix(&[0]).unwrap_or(name))).flatten().copied().collect();
+        let strips = |name: &[u8]| {
+            let lost = self.names.strips(name)?;
+            (acls || !name.get(lost..).is_some_and(is_acl)).then_some(lost)
+        };
         if !out.is_empty() {
-            out.get_mut(..shown.len()).ok_or(Error::Errno(libc::ERANGE))?.copy_from_slice(&shown);
+            match host.list(out) {
+                Err(Error::Errno(libc::ERANGE)) => {}
+                Ok(length) => return Ok(narrow(out.get_mut(..length).unwrap_or_default(), strips)),
+                error => return error,
+            }
         }
-        Ok(shown.len())
+        // Only without what is hidden may it fit, or the size alone is asked for.
+        let mut all = vec![0; XATTR_MAX];
+        let length = host.list(&mut all)?;
+        let length = narrow(all.get_mut(..length).unwrap_or_default(), strips);
+        if !out.is_empty() {
+            let shown = all.get(..length).unwrap_or_default();
+            out.get_mut(..length).ok_or(Error::Errno(libc::ERANGE))?.copy_from_slice(shown);
+        }
+        Ok(length)
     }
 
     pub(crate) fn op_removexattr(&self, node: u64, name: &CStr) -> Result<()> {
         let inode = self.inodes.get(node)?;
         inode.must_be_writable()?;
-        self.served(name)?;
+        let mut buffer = NAME_BUFFER;
+        let name = self.host_name(name, &mut buffer)?;
         self.xattrs(inode.fd()?.as_fd()).remove(name)
     }
 }

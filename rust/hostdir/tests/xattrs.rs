@@ -5,7 +5,7 @@ mod common;
 use common::*;
 use virtiofs_fuse::FileSystem;
 use virtiofs_fuse::wire::*;
-use virtiofs_hostdir::Config;
+use virtiofs_hostdir::{Config, HostDir, NameRule};
 
 fn get(share: &Share, node: u64, name: &std::ffi::CStr) -> virtiofs_fuse::Result<Vec<u8>> {
     let mut value = vec![0; 70_000];
@@ -108,4 +108,113 @@ fn what_the_share_does_not_serve_is_not_supported_and_not_listed() {
     is(get(&knows, node, c"system.posix_acl_access"), libc::EOPNOTSUPP);
     is(knows.fs.setxattr(&ROOT, node, c"system.posix_acl_access", &acl, 0, false), libc::EOPNOTSUPP);
     assert_eq!(list(&knows, node), b"");
+}
+
+/// Everything of the guest's lies below `user.v.`; what else the host has is hidden and out of reach.
+fn moved() -> Config {
+    let all = NameRule {
+        guest: Some(Vec::new()),
+        host: Some(b"user.v.".to_vec()),
+        prefix: b"user.v.".to_vec(),
+        ..NameRule::default()
+    };
+    let none = NameRule { guest: Some(Vec::new()), host: Some(Vec::new()), errno: libc::EPERM, ..NameRule::default() };
+    Config { xattr_names: vec![all, none], ..config() }
+}
+
+#[test]
+fn names_of_the_guest_are_others_on_the_host() {
+    let share = Share::with(moved(), 0);
+    std::fs::write(share.path("f"), "").unwrap();
+    let plain = HostDir::new(Config { root: share.path(""), ..config() }).unwrap();
+    let node = share.node("f");
+    let real = plain.lookup(&ROOT, ROOT_ID, c"f").unwrap().nodeid;
+    match plain.setxattr(&ROOT, real, c"user.host", b"1", 0, false) {
+        Err(virtiofs_fuse::Error::Errno(libc::EOPNOTSUPP)) => return eprintln!("skipped: no user attributes here"),
+        result => result.unwrap(),
+    }
+    share.fs.setxattr(&ROOT, node, c"trusted.overlay.opaque", b"y", 0, false).unwrap();
+    let mut out = [0; 64];
+    assert_eq!(plain.getxattr(&ROOT, real, c"user.v.trusted.overlay.opaque", &mut out), Ok(1));
+    assert_eq!(get(&share, node, c"trusted.overlay.opaque").unwrap(), b"y");
+    assert_eq!(list(&share, node), b"trusted.overlay.opaque\0");
+    is(get(&share, node, c"user.host"), libc::ENODATA);
+    // A list that is too long for the room as the host has it, and not as the guest sees it.
+    assert_eq!(share.fs.listxattr(&ROOT, node, &mut out[..23]), Ok(23));
+    assert_eq!(&out[..23], b"trusted.overlay.opaque\0");
+    is(share.fs.listxattr(&ROOT, node, &mut out[..22]), libc::ERANGE);
+    share.fs.removexattr(&ROOT, node, c"trusted.overlay.opaque").unwrap();
+    is(share.fs.removexattr(&ROOT, node, c"user.host"), libc::ENODATA);
+    assert_eq!(list(&share, node), b"");
+}
+
+#[test]
+fn capabilities_under_another_name_go_when_the_file_changes() {
+    let share = Share::with(moved(), 0);
+    std::fs::write(share.path("f"), "content").unwrap();
+    let node = share.node("f");
+    let give = || match share.fs.setxattr(&ROOT, node, c"security.capability", b"all", 0, false) {
+        Err(virtiofs_fuse::Error::Errno(libc::EOPNOTSUPP)) => false,
+        result => {
+            result.unwrap();
+            assert_eq!(get(&share, node, c"security.capability").unwrap(), b"all");
+            true
+        }
+    };
+    if !give() {
+        return eprintln!("skipped: no user attributes here");
+    }
+    let lost = |after: &str| {
+        assert!(get(&share, node, c"security.capability").is_err(), "kept after {after}");
+        give();
+    };
+    let fh = share.open(node, libc::O_RDWR).unwrap();
+    assert_eq!(share.read(fh, 0, 7).unwrap(), b"content");
+    assert!(get(&share, node, c"security.capability").is_ok(), "reading changes nothing");
+    share.write(fh, 0, b"C").unwrap();
+    lost("a write");
+    let allocate = FallocateIn { fh, length: 100, ..FallocateIn::default() };
+    share.fs.fallocate(&ROOT, node, &allocate).unwrap();
+    lost("an allocation");
+    let copy = CopyFileRangeIn { fh_in: fh, fh_out: fh, off_out: 50, nodeid_out: node, len: 7, ..Default::default() };
+    share.fs.copy_file_range(&ROOT, node, &copy).unwrap();
+    lost("a copy");
+    let set = |valid, size| SetattrIn {
+        valid,
+        size,
+        uid: rustix::process::geteuid().as_raw(),
+        gid: u32::MAX,
+        ..SetattrIn::default()
+    };
+    share.fs.setattr(&ROOT, node, &set(fattr::SIZE, 3)).unwrap();
+    lost("a truncation");
+    share.fs.setattr(&ROOT, node, &set(fattr::UID, 0)).unwrap();
+    lost("a change of owner");
+    share.release(share.open(node, libc::O_WRONLY | libc::O_TRUNC).unwrap());
+    lost("an open that truncates");
+    share.release(fh);
+}
+
+#[test]
+fn a_label_goes_by_the_same_rules() {
+    let share = Share::with(moved(), 0);
+    let new = virtiofs_fuse::Creation { security: Some((c"security.selinux", b"u:o:r")), ..Default::default() };
+    match share.fs.mkdir(&ROOT, ROOT_ID, c"d", 0o755, &new) {
+        Err(virtiofs_fuse::Error::Errno(libc::EOPNOTSUPP)) => return eprintln!("skipped: no user attributes here"),
+        result => {
+            result.unwrap();
+        }
+    }
+    let (_, open) = share.fs.create(&ROOT, ROOT_ID, c"f", libc::O_RDWR as u32, 0o644, false, &new).unwrap();
+    share.release(open.fh);
+    let plain = HostDir::new(Config { root: share.path(""), ..config() }).unwrap();
+    for name in [c"d", c"f"] {
+        let real = plain.lookup(&ROOT, ROOT_ID, name).unwrap().nodeid;
+        let mut out = [0; 16];
+        assert_eq!(plain.getxattr(&ROOT, real, c"user.v.security.selinux", &mut out), Ok(5));
+    }
+    // A label that cannot be given leaves nothing behind: user attributes are for files and directories.
+    is(share.fs.symlink(&ROOT, ROOT_ID, c"l", c"f", &new).map(drop), libc::EPERM);
+    assert!(std::fs::symlink_metadata(share.path("l")).is_err());
+    assert_eq!(share.fs.nodes(), 3);
 }

@@ -29,11 +29,21 @@ impl HostDir {
     }
 }
 
+/// A rule as Python gives it: what names of guests begin with, what names on the host begin with, what goes in front, an errno.
+#[derive(FromPyObject)]
+struct NameRule(Option<Vec<u8>>, Option<Vec<u8>>, Vec<u8>, i32);
+
+impl From<NameRule> for hostdir::NameRule {
+    fn from(NameRule(guest, host, prefix, errno): NameRule) -> hostdir::NameRule {
+        hostdir::NameRule { guest, host, prefix, errno }
+    }
+}
+
 #[pymethods]
 impl HostDir {
     #[new]
     #[pyo3(signature = (directory, *, attr_timeout, entry_timeout, negative_timeout, open_flags, dir_open_flags, read_only,
-                        writeback, xattr, posix_acl, allow_direct_io, announce_submounts, node_descriptors))]
+                        writeback, xattr, xattr_names, posix_acl, allow_direct_io, announce_submounts, node_descriptors))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         directory: PathBuf,
@@ -45,6 +55,7 @@ impl HostDir {
         read_only: bool,
         writeback: bool,
         xattr: bool,
+        xattr_names: Vec<NameRule>,
         posix_acl: bool,
         allow_direct_io: bool,
         announce_submounts: bool,
@@ -66,6 +77,7 @@ impl HostDir {
                 read_only,
                 writeback,
                 xattr,
+                xattr_names: xattr_names.into_iter().map(hostdir::NameRule::from).collect(),
                 posix_acl,
                 allow_direct_io,
                 announce_submounts,
