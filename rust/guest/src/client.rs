@@ -72,6 +72,8 @@ pub struct Client {
     unique: AtomicU64,
     turn: AtomicUsize,
     caller: [AtomicU32; 3],
+    /// The label of what is made: name and value.
+    pub(crate) label: RwLock<Option<(Vec<u8>, Vec<u8>)>>,
     pub(crate) open: AtomicBool,
 }
 
@@ -139,6 +141,7 @@ impl Client {
             unique: AtomicU64::new(2),
             turn: AtomicUsize::new(0),
             caller,
+            label: RwLock::default(),
             open: AtomicBool::new(false),
         };
         client.start()?;

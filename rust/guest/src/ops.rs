@@ -57,16 +57,24 @@ impl Client {
         self.call(Opcode::Readlink, nodeid, &[], &[], 0, SYMLINK_MAX)
     }
 
-    /// What a creating request carries behind its names: an empty list of security labels where labels were negotiated.
+    /// What a creating request carries behind its names where labels were negotiated: the label that this guest gives to what it makes,
+    /// or an empty list.
     fn create<T: zerocopy::FromBytes>(&self, opcode: Opcode, parent: u64, args: &[&[u8]]) -> Result<T> {
         let mut header = self.header(opcode as u32, parent);
-        let none = SecctxHeader { size: size_of::<SecctxHeader>() as u32, nr_secctx: 0 };
         let mut parts = args.to_vec();
+        let extension;
         if self.has(init::SECURITY_CTX) {
-            header.total_extlen = (size_of::<SecctxHeader>() / 8) as u16;
-            parts.push(none.as_bytes());
+            extension = contexts(self.label.read().as_ref());
+            header.total_extlen = (extension.len() / 8) as u16;
+            parts.push(&extension);
         }
         parse(&self.call_with(header, &parts, &[], size_of::<T>(), 0, false)?)
+    }
+
+    /// What a security module in the guest gives to all that is made from now on: name and value of an extended attribute. Sent
+    /// where `SECURITY_CTX` was negotiated.
+    pub fn set_label(&self, label: Option<(&[u8], &[u8])>) {
+        *self.label.write() = label.map(|(name, value)| (name.to_vec(), value.to_vec()));
     }
 
     /// Makes a symlink.
@@ -333,6 +341,19 @@ struct EntryOpen {
     open: OpenOut,
 }
 const _: () = assert!(size_of::<EntryOpen>() <= REPLY_MAX);
+
+/// The list of security contexts of a request, padded to 8 bytes.
+fn contexts(label: Option<&(Vec<u8>, Vec<u8>)>) -> Vec<u8> {
+    let mut body = Vec::new();
+    if let Some((name, value)) = label {
+        body.extend(Secctx { size: value.len() as u32, padding: 0 }.as_bytes());
+        body.extend([name, NUL, value].concat());
+    }
+    body.resize(body.len().next_multiple_of(8), 0);
+    let size = size_of::<SecctxHeader>() + body.len();
+    let header = SecctxHeader { size: size as u32, nr_secctx: u32::from(label.is_some()) };
+    [header.as_bytes(), &body].concat()
+}
 
 fn sync(fh: u64, datasync: bool) -> FsyncIn {
     FsyncIn { fh, fsync_flags: if datasync { bits::FSYNC_FDATASYNC } else { 0 }, padding: 0 }

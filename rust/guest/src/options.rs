@@ -15,7 +15,8 @@ pub enum Framing {
     Pieces(usize),
 }
 
-/// INIT flags that Linux 7.3 offers over virtio-fs and that need no more of a client than this one does.
+/// INIT flags that Linux 7.3 offers over virtio-fs and that need no more of a client than this one does. `SECURITY_CTX` comes with them
+/// where a security module labels files.
 pub const LINUX_FLAGS: u64 = init::ASYNC_READ
     | init::POSIX_LOCKS
     | init::FLOCK_LOCKS

@@ -56,6 +56,13 @@ impl Client {
         self.guest.client().set_caller(uid, gid, pid);
     }
 
+    /// What a security module in the guest gives to all that is made from now on, as name and value of an extended attribute. Sent if
+    /// SECURITY_CTX was agreed on.
+    #[pyo3(signature = (name=None, value=Vec::new()))]
+    fn set_label(&self, name: Option<Name>, value: Vec<u8>) {
+        self.guest.client().set_label(name.as_ref().map(|name| (name.0.as_slice(), value.as_slice())));
+    }
+
     /// What was agreed on: tag, request_queues (of the device), minor, flags, max_io (bytes), peer (process id).
     #[getter]
     fn session<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
