@@ -5,6 +5,7 @@
 
 mod completer;
 pub mod identity;
+mod loan;
 mod parking;
 mod pool;
 mod request;

@@ -9,6 +9,8 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex};
 use virtiofs_fuse::Scratch;
 
+use crate::loan::Processors;
+
 /// How long a thread without work stays.
 const LINGER: Duration = Duration::from_secs(5);
 
@@ -20,6 +22,7 @@ pub(crate) struct Pool {
     shared: Arc<Shared>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     most: usize,
+    pub(crate) processors: Processors,
 }
 
 struct Shared {
@@ -46,7 +49,7 @@ impl Pool {
     /// A pool that will have `most` threads at the most, and none before there is work.
     pub(crate) fn new(most: usize) -> Pool {
         let shared = Shared { state: Mutex::new(State::default()), work: Condvar::new() };
-        Pool { shared: Arc::new(shared), threads: Mutex::new(Vec::new()), most: most.max(1) }
+        Pool { shared: Arc::new(shared), threads: Mutex::default(), most: most.max(1), processors: Processors::here() }
     }
 
     /// Queues `job`. Where no thread is there for it and none can be made, the caller runs it itself.

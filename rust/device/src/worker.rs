@@ -10,10 +10,14 @@ use virtiofs_virtqueue::{Available, Event, Memory, Popped, RingError, SharedMemo
 
 use crate::completer::Completer;
 use crate::identity::HIPRIO_QUEUE;
+use crate::loan::Loan;
 use crate::parking::{Parking, park};
 use crate::pool::Pool;
 use crate::request::Request;
 use crate::spin::Spin;
+
+/// Bytes of reply from which on a copy takes many times as long as to hand it to another thread.
+const LONG: usize = 256 << 10;
 
 /// Serves the requests of one queue until it is stopped.
 pub(crate) struct Worker {
@@ -175,10 +179,13 @@ impl Worker {
                     self.server.metrics().malformed_request();
                     self.completer.complete(head, 0);
                 }
-                Popped::Request => match self.server.handle(request, scratch, false) {
-                    Outcome::Done(len) => self.completer.complete(request.0.head(), len),
-                    Outcome::Later(pending) => park(&self.parking, &self.server, std::mem::take(request), pending),
-                    Outcome::WouldBlock => self.offload(std::mem::take(request), scratch),
+                Popped::Request => match self.share(memory, request)? {
+                    Some(loan) => self.offload(std::mem::take(request), scratch, Some(loan)),
+                    None => match self.server.handle(request, scratch, false) {
+                        Outcome::Done(len) => self.completer.complete(request.0.head(), len),
+                        Outcome::Later(pending) => park(&self.parking, &self.server, std::mem::take(request), pending),
+                        Outcome::WouldBlock => self.offload(std::mem::take(request), scratch, None),
+                    },
                 },
             }
             if self.control.stop.load(Ordering::Relaxed) {
@@ -189,10 +196,17 @@ impl Worker {
         self.available.arm(memory)
     }
 
+    /// Whether another processor is to have this request, since it is long and others wait behind it. What has much room for its reply
+    /// is a copy of that size. Long writes stay: those to one file would only wait for each other.
+    fn share(&self, memory: &Memory, request: &Request) -> Result<Option<Loan>, RingError> {
+        let shares = request.0.room() >= LONG && self.available.waits(memory)?;
+        Ok(if shares { self.pool.processors.lend() } else { None })
+    }
+
     /// Hands a request to the pool, from where it is completed.
     ///
     /// No honest driver has more requests in flight than its ring has entries; one that has waits for each.
-    fn offload(&self, mut request: Request, scratch: &mut Scratch) {
+    fn offload(&self, mut request: Request, scratch: &mut Scratch, loan: Option<Loan>) {
         request.0.rewind();
         let crowded = self.completer.leave() > usize::from(self.available.size());
         let (server, completer) = (Arc::clone(&self.server), Arc::clone(&self.completer));
@@ -208,6 +222,7 @@ impl Worker {
                 Outcome::WouldBlock => completer.complete(request.0.head(), 0),
             }
             scratch.finish();
+            drop(loan);
             completer.arrive();
         };
         if crowded { job(scratch) } else { self.pool.run(Box::new(job), scratch) }

@@ -212,3 +212,26 @@ fn the_message_that_turns_acknowledgements_on_is_acknowledged() {
     let answer = connection.receive().unwrap();
     assert_eq!((answer.request, &answer.payload[..]), (SET_PROTOCOL_FEATURES, &[0; 8][..]));
 }
+
+#[test]
+fn long_reads_at_once_are_each_answered_with_their_own_data() {
+    const MIB: usize = 1 << 20;
+    let share = Share::new(1);
+    let data: Vec<u8> = (0..8 * MIB).map(|i| (i / 4096 * 31 + i) as u8).collect();
+    fs::write(share.dir.path().join("file"), &data).unwrap();
+    let guest = share.guest(Options::default());
+    let file = guest.open("file", libc::O_RDONLY, 0).unwrap();
+    std::thread::scope(|scope| {
+        for part in data.chunks(MIB).enumerate() {
+            let file = &file;
+            scope.spawn(move || {
+                for _ in 0..20 {
+                    assert!(file.read_at((part.0 * MIB) as u64, MIB).unwrap() == part.1);
+                }
+            });
+        }
+    });
+    file.close().unwrap();
+    guest.unmount().unwrap();
+    assert_eq!(share.fs.handles(), 0);
+}
