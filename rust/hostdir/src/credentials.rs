@@ -76,6 +76,11 @@ pub fn may_change_owner() -> bool {
     Own::of_this_thread().is_ok_and(|own| own.has(CapabilitySet::SETUID | CapabilitySet::SETGID))
 }
 
+/// Whether no file's permissions keep this thread from reading it.
+pub(crate) fn may_read_all() -> bool {
+    Own::of_this_thread().is_ok_and(|own| own.has(CapabilitySet::DAC_OVERRIDE))
+}
+
 /// What the caller may do while a [`Caller`] lasts.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Rights {

@@ -18,6 +18,8 @@ pub(crate) struct FileHandle {
     fd: OwnedFd,
     /// The descriptor bypasses the host's page cache.
     pub(crate) direct: bool,
+    /// The descriptor reads and has no flag that another open(2) might not want.
+    pub(crate) plain: bool,
     /// The descriptor may write.
     pub(crate) writes: bool,
     /// RWF_NOWAIT is not for this file: reads run inline at once.
@@ -30,15 +32,16 @@ impl FileHandle {
     pub(crate) fn new(inode: Arc<Inode>, fd: OwnedFd, flags: i32) -> FileHandle {
         let direct = flags & libc::O_DIRECT != 0;
         let writes = flags & libc::O_ACCMODE != libc::O_RDONLY;
-        FileHandle { inode, fd, direct, writes, no_nowait: AtomicBool::new(false), buffered: OnceLock::new() }
+        let plain = flags == libc::O_RDONLY;
+        FileHandle { inode, fd, direct, plain, writes, no_nowait: AtomicBool::new(false), buffered: OnceLock::new() }
     }
 
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
 
-    pub(crate) fn into_fd(self) -> OwnedFd {
-        self.fd
+    pub(crate) fn into_parts(self) -> (Arc<Inode>, OwnedFd) {
+        (self.inode, self.fd)
     }
 }
 

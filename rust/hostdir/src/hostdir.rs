@@ -10,12 +10,14 @@ use virtiofs_fuse::wire::{NAME_MAX, init};
 use virtiofs_fuse::{Negotiated, Result};
 
 use crate::config::{Config, Effects};
+use crate::credentials::may_read_all;
 use crate::error::errno;
 use crate::handles::{DirHandle, FileHandle, Handles};
 use crate::inodes::{Inode, Inodes, NewInode};
 use crate::locks::Locks;
 use crate::procfd::ProcFd;
 use crate::stat::Status;
+use crate::statfs::is_local;
 use crate::xattrmap::NameMap;
 
 /// A host directory as a [`FileSystem`](virtiofs_fuse::FileSystem) for one guest.
@@ -30,6 +32,8 @@ pub struct HostDir {
     /// By what this guest's locks are told from those of others.
     pub(crate) session: u64,
     effects: Arc<Effects>,
+    /// Whether files that were read leave their descriptors for the next OPEN.
+    pub(crate) spares: bool,
     /// INIT flags that hold in this session.
     flags: AtomicU64,
 }
@@ -50,6 +54,7 @@ impl HostDir {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(CWD, config.root.as_path(), flags, Mode::empty())?;
         let proc = ProcFd::open(&fd)?;
+        let spares = may_read_all() && is_local(&fd)?;
         let status = Status::of(&fd).map_err(|error| io::Error::from_raw_os_error(error.to_wire()))?;
         let mut effects = config.effects.clone();
         effects.read_only |= config.read_only;
@@ -65,6 +70,7 @@ impl HostDir {
             session: locks.session(),
             locks,
             effects,
+            spares,
             flags: AtomicU64::new(0),
         })
     }

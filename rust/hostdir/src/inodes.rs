@@ -59,6 +59,11 @@ impl Inode {
         }
     }
 
+    /// The inode open for reading, left over from an earlier OPEN.
+    pub(crate) fn take_spare(&self) -> Option<OwnedFd> {
+        self.pin.take_spare(&self.pins)
+    }
+
     pub(crate) fn kind(&self) -> u32 {
         u32::from(self.kind)
     }
@@ -198,6 +203,11 @@ impl Inodes {
         Ok(inode)
     }
 
+    /// The share's own directory.
+    pub(crate) fn root(&self) -> &Inode {
+        &self.root
+    }
+
     fn by_id(&self, id: u64) -> Option<Arc<Inode>> {
         let hash = self.seed.hash([id]);
         self.by_id.read(hash).find(hash, |inode| inode.id == id).map(Arc::clone)
@@ -208,7 +218,16 @@ impl Inodes {
         self.pins.shrink(|id| self.by_id(id).map(|inode| (inode.key.mount, inode)));
     }
 
-    /// Descriptors that nodes have.
+    /// Leaves `fd`, the node's inode open for reading, to the next OPEN. Answers it if it is not needed.
+    pub(crate) fn keep_spare(&self, inode: &Inode, fd: OwnedFd) -> Option<OwnedFd> {
+        let unneeded = inode.pin.keep_spare(fd, &self.pins);
+        if unneeded.is_none() {
+            self.shrink();
+        }
+        unneeded
+    }
+
+    /// Descriptors that nodes have, spares included.
     pub(crate) fn descriptors(&self) -> usize {
         self.pins.held()
     }

@@ -23,7 +23,8 @@ impl HostDir {
         inode.must_be_regular()?;
         let host_flags = self.host_flags(&inode, flags)?;
         let _guard = if kill_suidgid && host_flags & libc::O_TRUNC != 0 { losing_suid(&inode)? } else { None };
-        let fd = self.open_inode(&inode, host_flags, flags)?;
+        let spare = if host_flags == libc::O_RDONLY { inode.take_spare() } else { None };
+        let fd = spare.map_or_else(|| self.open_inode(&inode, host_flags, flags), Ok)?;
         Ok(self.new_file(inode, fd, host_flags))
     }
 
@@ -83,11 +84,23 @@ impl HostDir {
         OpenOut { fh: self.files.insert(handle), open_flags, backing_id: 0 }
     }
 
-    /// The descriptor is closed by whoever answers the guest. While another request still uses the handle, that one closes it.
+    /// The descriptor is closed by whoever answers the guest, unless the next OPEN can have it. While another request still uses the
+    /// handle, that one closes it.
     pub(crate) fn op_release(&self, args: &ReleaseIn) -> Result<Option<OwnedFd>> {
         let handle = self.files.remove(args.fh)?;
         self.drop_flock(&handle.inode, args);
-        Ok(Arc::into_inner(handle).map(FileHandle::into_fd))
+        let Some(handle) = Arc::into_inner(handle) else { return Ok(None) };
+        if handle.plain && self.reopening_is_idle(&handle.inode) {
+            let (inode, fd) = handle.into_parts();
+            return Ok(self.inodes.keep_spare(&inode, fd));
+        }
+        Ok(Some(handle.into_parts().1))
+    }
+
+    /// Whether to open this file again would find out nothing: this daemon may read all files, and the file system is a local one, where
+    /// an open(2) fetches nothing from a server.
+    fn reopening_is_idle(&self, inode: &Inode) -> bool {
+        self.spares && inode.key.mount == self.inodes.root().key.mount
     }
 
     pub(crate) fn op_opendir(&self, node: u64) -> Result<OpenOut> {

@@ -5,6 +5,9 @@
 //! carries the generation of its inode, so it never leads to another file that got the same number: a file that is gone
 //! meanwhile is ESTALE. Where the host allows no handles (they need CAP_DAC_READ_SEARCH, and a file system that has them), nodes
 //! keep their descriptors.
+//!
+//! A file that was read and closed leaves its descriptor with its node as a spare: the next OPEN takes it, which saves open(2) by way
+//! of /proc and close(2). Spares count as descriptors of nodes and go first.
 
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -26,6 +29,8 @@ pub(crate) struct Pin {
     hold: RwLock<Hold>,
     /// Used since the hand of the clock passed by.
     used: AtomicBool,
+    /// The inode opened for reading, by nobody at the moment.
+    spare: Mutex<Option<OwnedFd>>,
 }
 
 enum Hold {
@@ -55,7 +60,25 @@ pub(crate) struct Pins {
 
 impl Pin {
     pub(crate) fn new(fd: OwnedFd) -> Pin {
-        Pin { hold: RwLock::new(Hold::Fd(fd)), used: AtomicBool::new(false) }
+        Pin { hold: RwLock::new(Hold::Fd(fd)), used: AtomicBool::new(false), spare: Mutex::default() }
+    }
+
+    /// Takes the spare, if there is one.
+    pub(crate) fn take_spare(&self, pins: &Pins) -> Option<OwnedFd> {
+        let spare = self.spare.lock().take()?;
+        pins.held.fetch_sub(1, Ordering::Relaxed);
+        Some(spare)
+    }
+
+    /// Keeps `fd` as the spare, or answers it if there is one already.
+    pub(crate) fn keep_spare(&self, fd: OwnedFd, pins: &Pins) -> Option<OwnedFd> {
+        let mut spare = self.spare.lock();
+        if spare.is_some() {
+            return Some(fd);
+        }
+        *spare = Some(fd);
+        pins.held.fetch_add(1, Ordering::Relaxed);
+        None
     }
 
     /// Whether the node has its descriptor, so that its device and inode number are nobody else's.
@@ -135,7 +158,7 @@ impl Pins {
         Pins { limit, held: AtomicUsize::new(0), clock: Mutex::default(), mounts: Mutex::default() }
     }
 
-    /// Descriptors that nodes have.
+    /// Descriptors that nodes have, spares included.
     pub(crate) fn held(&self) -> usize {
         self.held.load(Ordering::Relaxed)
     }
@@ -150,6 +173,7 @@ impl Pins {
         if pin.holds_fd() {
             self.held.fetch_sub(1, Ordering::Relaxed);
         }
+        drop(pin.take_spare(self));
     }
 
     /// Lines `id`, which just got a descriptor, up for giving it back.
@@ -180,6 +204,7 @@ impl Pins {
                 self.clock.lock().push_back(id);
                 continue;
             }
+            drop(pin.take_spare(self));
             let Some(mount) = self.mount(mount, pin) else { continue };
             if pin.give_up(&mount) {
                 self.held.fetch_sub(1, Ordering::Relaxed);

@@ -122,3 +122,34 @@ fn threads_that_fight_over_few_descriptors_never_meet_a_wrong_file() {
     nodes.iter().for_each(|&node| share.fs.forget(node, 1));
     assert_eq!((share.fs.nodes(), share.fs.node_descriptors()), (1, 1));
 }
+
+#[test]
+fn a_file_that_was_read_is_opened_again_without_a_descriptor_more() {
+    let Some(share) = crowded() else { return };
+    let node = share.node("7");
+    let before = share.fs.node_descriptors();
+    for _ in 0..3 {
+        let (first, second) = (share.open(node, libc::O_RDONLY).unwrap(), share.open(node, libc::O_RDONLY).unwrap());
+        assert_eq!(share.fs.node_descriptors(), before, "both are in use");
+        fs::write(share.path("7"), b"anew").unwrap();
+        assert_eq!(share.read(first, 0, 10).unwrap(), b"anew");
+        share.release(first);
+        share.release(second);
+        assert_eq!(share.fs.node_descriptors(), before + 1, "one is kept, the other closed");
+    }
+    let writes = share.open(node, libc::O_RDWR).unwrap();
+    share.release(writes);
+    assert_eq!(share.fs.node_descriptors(), before + 1, "what may write is never kept");
+    share.fs.forget(node, 1);
+    assert_eq!(share.fs.node_descriptors(), before - 1);
+}
+
+#[test]
+fn spares_go_first_when_descriptors_are_few() {
+    let Some(share) = crowded() else { return };
+    for number in 0..FILES {
+        let fh = share.open(share.node(&number.to_string()), libc::O_RDONLY).unwrap();
+        share.release(fh);
+        assert!(share.fs.node_descriptors() <= LIMIT, "{}", share.fs.node_descriptors());
+    }
+}
