@@ -53,6 +53,10 @@ guests: ## Fetch what the virtual machines of the tests need into .cache/vm (no 
 test-python: $(VENV)/tools guests ## Tests of the package, as it is installed, and of guests
 	$(BIN)/python -m pytest --durations=10 $(PYTEST)
 
+.PHONY: posix
+posix: ## Try hundreds of POSIX promises on any mount: make posix DIR=/mnt/share
+	@$(PYTHON) -m tests.posix $(DIR)
+
 .PHONY: bench
 bench: $(VENV)/tools ## Benchmarks of the Python side; those of the Rust side are in benches/README.md
 	$(BIN)/python -m pytest --benchmark-enable --benchmark-only benches/python $(PYTEST)
