@@ -283,6 +283,9 @@ pub trait FileSystem: Send + Sync {
     /// Says what to do when `wait` is over; it may be already.
     fn settle(&self, wait: Wait, then: Settle) {}
 
+    /// The caller got a signal and would rather not wait on: `wait` ends with EINTR, unless it is over already or cannot be ended.
+    fn interrupt(&self, wait: Wait) {}
+
     /// Maps a range of a file into the DAX window.
     fn setupmapping(&self, cx: &Context, node: u64, args: &SetupmappingIn) -> Result<()> {
         lacks()

@@ -119,6 +119,11 @@ impl Server {
         self.fs.settle(pending.wait, then);
     }
 
+    /// The caller whose request waits got a signal: the wait ends early if it can, and [`Server::settle`] says so as for any other end.
+    pub fn interrupt(&self, pending: Pending) {
+        self.fs.interrupt(pending.wait);
+    }
+
     /// Writes the reply of a request that waited, and answers its length.
     pub fn answer(&self, message: &mut dyn Message, pending: Pending, result: Result<()>) -> usize {
         match result {

@@ -202,6 +202,10 @@ impl FileSystem for HostDir {
         self.locks.settle(wait, then);
     }
 
+    fn interrupt(&self, wait: Wait) {
+        self.locks.interrupt(wait);
+    }
+
     fn ioctl(&self, _cx: &Context, _node: u64, args: &IoctlIn, input: &[u8], out: &mut Vec<u8>) -> Result<i32> {
         self.op_ioctl(args, input, out)
     }

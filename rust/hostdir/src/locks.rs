@@ -263,6 +263,24 @@ impl Locks {
         }
     }
 
+    /// Ends `wait` with EINTR if it is not over yet.
+    pub(crate) fn interrupt(&self, wait: Wait) {
+        let mut state = self.state.lock();
+        let found = state.files.iter_mut().find_map(|(key, file)| {
+            let at = file.waiters.iter().position(|waiter| waiter.wait == wait)?;
+            Some((*key, file.waiters.remove(at)?))
+        });
+        let Some((key, waiter)) = found else { return };
+        state.tidy(key);
+        match waiter.then {
+            Some(then) => {
+                drop(state);
+                then(refuse(libc::EINTR));
+            }
+            None => drop(state.ended.insert(wait, refuse(libc::EINTR))),
+        }
+    }
+
     /// Owners that hold locks, and waiters.
     pub fn count(&self) -> (usize, usize) {
         let state = self.state.lock();

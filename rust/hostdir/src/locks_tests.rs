@@ -188,3 +188,27 @@ fn locks_that_one_owner_gets_while_it_waits_for_another_all_hold() {
     rig.locks.forget_owner(1, KEY, 1, false);
     assert_eq!(file::blocking_range(&host, Range::ALL, Mode::Exclusive).unwrap(), None);
 }
+
+#[test]
+fn a_waiter_that_is_interrupted_answers_eintr_and_takes_nothing() {
+    let rig = Rig::new();
+    rig.set(1, 1, KEY, libc::F_WRLCK, ALL, false).unwrap();
+    let Ok(Asked::Waits(wait)) = rig.set(2, 2, KEY, libc::F_WRLCK, ALL, true) else { panic!("it should wait") };
+    let next = rig.waits(3, 3, KEY, libc::F_WRLCK, ALL);
+    let (sender, interrupted) = mpsc::channel();
+    rig.locks.settle(wait, Box::new(move |result| sender.send(result).unwrap()));
+    rig.locks.interrupt(wait);
+    assert_eq!(interrupted.recv_timeout(SOON).unwrap(), refuse(libc::EINTR));
+    rig.locks.interrupt(wait);
+    rig.set(1, 1, KEY, libc::F_UNLCK, ALL, false).unwrap();
+    assert_eq!(next.recv_timeout(SOON).unwrap(), Ok(()));
+    assert_eq!(rig.locks.count(), (1, 0));
+
+    // Before it was said what to do then.
+    let Ok(Asked::Waits(wait)) = rig.set(2, 2, KEY, libc::F_WRLCK, ALL, true) else { panic!("it should wait") };
+    rig.locks.interrupt(wait);
+    let (sender, interrupted) = mpsc::channel();
+    rig.locks.settle(wait, Box::new(move |result| sender.send(result).unwrap()));
+    assert_eq!(interrupted.recv_timeout(SOON).unwrap(), refuse(libc::EINTR));
+    assert_eq!(rig.locks.count(), (1, 0));
+}
