@@ -1,4 +1,4 @@
-"""A `virtiofs serve` of the tests' own, in a process that does not outlive them."""
+"""A `virtiofs serve` or `virtiofs mount` of the tests' own, in a process that does not outlive them."""
 
 import os
 import signal
@@ -18,6 +18,7 @@ class Start(Protocol):
     def __call__(
         self,
         *arguments: str | Path,
+        command: str = "serve",
         wrap: Sequence[str] = (),
         pass_fds: Sequence[int] = (),
         env: dict[str, str] | None = None,
@@ -30,7 +31,8 @@ class Daemon:
 
     Args:
         scratch: Directory for the log.
-        arguments: Of `virtiofs serve`.
+        arguments: Of the command.
+        command: `serve` or `mount`.
         wrap: Command that runs the daemon.
         pass_fds: Descriptors that it inherits.
         env: More environment.
@@ -41,6 +43,7 @@ class Daemon:
         self,
         scratch: Path,
         *arguments: str | Path,
+        command: str = "serve",
         wrap: Sequence[str] = (),
         pass_fds: Sequence[int] = (),
         env: dict[str, str] | None = None,
@@ -49,7 +52,7 @@ class Daemon:
         self._log = scratch / f"daemon-{time.monotonic_ns()}.log"
         with open(self._log, "wb") as log:
             self.process = subprocess.Popen(
-                [*wrap, *COMMAND, "serve", *map(str, arguments)],
+                [*wrap, *COMMAND, command, *map(str, arguments)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -58,7 +61,7 @@ class Daemon:
                 env=os.environ | (env or {}),
             )
         if ready:
-            self.wait_for(" virtiofs: serving ")
+            self.wait_for(" virtiofs: mounted " if command == "mount" else " virtiofs: serving ")
 
     @property
     def pid(self) -> int:

@@ -7,6 +7,7 @@ from ._core import __version__
 from .cache import ALWAYS, AUTO, METADATA, NONE, Cache
 from .config import Config
 from .errors import ConfigError, ProtocolError, VirtiofsError
+from .mounts import Mount, mount
 from .passthrough import Passthrough
 from .server import Server, serve
 from .types import Attr, DirEntry, Entry, Open, Statfs, Stats
@@ -22,6 +23,7 @@ __all__ = [
     "ConfigError",
     "DirEntry",
     "Entry",
+    "Mount",
     "Open",
     "Passthrough",
     "ProtocolError",
@@ -30,6 +32,7 @@ __all__ = [
     "Stats",
     "VirtiofsError",
     "__version__",
+    "mount",
     "serve",
 ]
 

@@ -6,12 +6,13 @@ import shlex
 import signal
 import sys
 from collections.abc import Sequence
-from typing import Final, Never
+from typing import Any, Final, Never
 
 from . import _core, cache, compat, xattrmap
 from .config import Config, inherited_fd
 from .errors import ConfigError, hinted, one_line
 from .host import raise_open_files
+from .mounts import FLAGS, Mount
 from .server import default_request_queues
 
 USAGE: Final = 2
@@ -52,6 +53,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-V", "--version", action="version", version=f"virtiofs {_core.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _serve_options(commands.add_parser("serve", help="serve a directory at a vhost-user socket", allow_abbrev=False))
+    _mount_options(
+        commands.add_parser("mount", help="serve a directory at another one of this host", allow_abbrev=False)
+    )
     demo = commands.add_parser("demo", help="serve a directory to the embedded guest and show what it does")
     demo.add_argument("directory", nargs="?", metavar="DIR", help="directory to show; a new one by default")
     demo.set_defaults(command=_demo)
@@ -62,7 +66,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _serve_options(parser: argparse.ArgumentParser) -> None:
-    switch = argparse.BooleanOptionalAction
     parser.set_defaults(command=_serve)
     parser.add_argument("directory", nargs="?", metavar="DIR", help="directory to share")
     parser.add_argument("--shared-dir", metavar="DIR", help="the same, as an option")
@@ -80,10 +83,35 @@ def _serve_options(parser: argparse.ArgumentParser) -> None:
         "--request-queues", metavar="N", type=int, default=default_request_queues(), help="(one per CPU, up to 4)"
     )
 
-    group.add_argument(
-        "--thread-pool-size", metavar="N", type=int, default=0, help="threads for requests that wait for a disk (16)"
-    )
+    _share_options(parser)
 
+    group = parser.add_argument_group("daemon")
+    _log_options(group)
+    group.add_argument("--print-capabilities", action="store_true", help="print what libvirt asks for and exit")
+    compat.add_options(parser)
+
+
+def _mount_options(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(command=_mount)
+    parser.add_argument("directory", metavar="DIR", help="directory to serve")
+    parser.add_argument("mountpoint", metavar="MOUNTPOINT", help="directory where it is to appear")
+    group = parser.add_argument_group("mount")
+    group.add_argument(
+        "-o", dest="options", metavar="OPTIONS", default="", help=f"of {', '.join(FLAGS)}, separated by commas"
+    )
+    group.add_argument(
+        "--allow-other",
+        action=argparse.BooleanOptionalAction,
+        help="let all users in (yes for root, who may; no for others)",
+    )
+    group.add_argument("--threads", metavar="N", type=int, help="threads that take requests (one per CPU, up to 4)")
+    _share_options(parser)
+    _log_options(parser.add_argument_group("process"))
+
+
+def _share_options(parser: argparse.ArgumentParser) -> None:
+    """Adds what holds for a directory, wherever it is served."""
+    switch = argparse.BooleanOptionalAction
     group = parser.add_argument_group("caching")
     group.add_argument("--cache", metavar="MODE", default="auto", help="none, metadata, auto (the default) or always")
     for name in ("attr", "entry", "negative"):
@@ -92,6 +120,9 @@ def _serve_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--writeback", action=switch, default=False, help="let the guest collect writes (no)")
 
     group = parser.add_argument_group("directory")
+    group.add_argument(
+        "--thread-pool-size", metavar="N", type=int, default=0, help="threads for requests that wait for a disk (16)"
+    )
     group.add_argument("--readonly", action="store_true", help="refuse changes")
     group.add_argument("--xattr", action=switch, default=False, help="serve extended attributes (no)")
     group.add_argument("--xattrmap", metavar="RULES", help="rename them on the host, as in :map::user.virtiofs.:")
@@ -121,13 +152,12 @@ def _serve_options(parser: argparse.ArgumentParser) -> None:
         help="who owns new files: caller insists on the user in the guest, auto takes this one if unprivileged (auto)",
     )
 
-    group = parser.add_argument_group("daemon")
+
+def _log_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--log-level", metavar="LEVEL", default="info", help="off, error, warn, info, debug or trace")
     group.add_argument("-d", dest="log_level", action="store_const", const="debug", help="--log-level=debug")
     group.add_argument("--syslog", action="store_true", help="log to syslog instead of standard error")
     group.add_argument("--rlimit-nofile", metavar="N", type=int, help="limit of open files; 0 leaves it as it is")
-    group.add_argument("--print-capabilities", action="store_true", help="print what libvirt asks for and exit")
-    compat.add_options(parser)
 
 
 _TIMEOUTS: Final = {
@@ -177,6 +207,21 @@ def _config(arguments: argparse.Namespace) -> Config:
     if (socket is None) == (fd is None):
         wrong = "no socket to serve at" if socket is None else "both --socket and --fd are given"
         raise hinted(ConfigError(wrong), "give --socket PATH, or --fd N for an inherited one")
+    return Config(
+        **_share(arguments),
+        directory=directories[0],
+        socket=socket,
+        fd=fd,
+        tag=arguments.tag,
+        request_queues=arguments.request_queues,
+        once=arguments.once,
+        socket_mode=arguments.socket_mode,
+        socket_group=arguments.socket_group,
+    )
+
+
+def _share(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Returns what the options of `_share_options` say, by the names of `Config`."""
     for option in ("posix_acl", "security_label"):
         value = getattr(arguments, option)
         if value not in ("never", "auto", "always"):
@@ -190,32 +235,51 @@ def _config(arguments: argparse.Namespace) -> Config:
             value = arguments.timeout
         if value is not None:
             timeouts[name] = value
-    return Config(
-        directory=directories[0],
-        socket=socket,
-        fd=fd,
-        tag=arguments.tag,
-        request_queues=arguments.request_queues,
-        once=arguments.once,
-        socket_mode=arguments.socket_mode,
-        socket_group=arguments.socket_group,
-        slow_threads=arguments.thread_pool_size or 16,
-        cache=mode.replace(**timeouts) if timeouts else mode,
-        read_only=arguments.readonly,
-        writeback=arguments.writeback,
-        xattr=arguments.xattr,
-        xattrmap=None if arguments.xattrmap is None else xattrmap.parse(arguments.xattrmap),
-        posix_acl=arguments.posix_acl != "never",
-        security_label=arguments.security_label != "never",
-        posix_lock=arguments.posix_lock,
-        flock=arguments.flock,
-        node_descriptors=0 if arguments.inode_file_handles == "never" else None,
-        allow_direct_io=arguments.allow_direct_io,
-        announce_submounts=arguments.announce_submounts,
-        readdirplus=arguments.readdirplus,
-        killpriv_v2=arguments.killpriv_v2,
-        ownership=arguments.ownership,
+    return {
+        "slow_threads": arguments.thread_pool_size or 16,
+        "cache": mode.replace(**timeouts) if timeouts else mode,
+        "read_only": arguments.readonly,
+        "writeback": arguments.writeback,
+        "xattr": arguments.xattr,
+        "xattrmap": None if arguments.xattrmap is None else xattrmap.parse(arguments.xattrmap),
+        "posix_acl": arguments.posix_acl != "never",
+        "security_label": arguments.security_label != "never",
+        "posix_lock": arguments.posix_lock,
+        "flock": arguments.flock,
+        "node_descriptors": 0 if arguments.inode_file_handles == "never" else None,
+        "allow_direct_io": arguments.allow_direct_io,
+        "announce_submounts": arguments.announce_submounts,
+        "readdirplus": arguments.readdirplus,
+        "killpriv_v2": arguments.killpriv_v2,
+        "ownership": arguments.ownership,
+    }
+
+
+def _mount(arguments: argparse.Namespace) -> int:
+    config = Config(directory=arguments.directory, **_share(arguments))
+    served = Mount(
+        config.filesystem(),
+        arguments.mountpoint,
+        options=[option for option in arguments.options.split(",") if option],
+        allow_other=arguments.allow_other,
+        threads=arguments.threads,
+        slow_threads=config.slow_threads,
     )
+    _log_to(arguments)
+    raise_open_files(arguments.rlimit_nofile)
+
+    def started() -> None:
+        _core.log("info", "mounted", directory=config.directory, path=served.path)
+
+    try:
+        number = served.run(started)
+        if number is not None:
+            _core.log("info", "ending", signal=signal.Signals(number).name)
+        else:
+            _core.log("info", "unmounted", path=served.path)
+    finally:
+        served.close()
+    return 0
 
 
 def _log_to(arguments: argparse.Namespace) -> None:

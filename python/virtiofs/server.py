@@ -1,25 +1,22 @@
 """A vhost-user socket and what runs behind it: threads, signals, shutdown."""
 
-import atexit
 import os
 import platform
 import select
 import shlex
-import signal
 import socket as _sockets
 from collections.abc import Callable
 from typing import Final, Self
 
-from . import _core
+from . import _core, running
 from .errors import ConfigError, hinted
 from .listener import Listener, adopt
 from .passthrough import Passthrough
+from .signals import Waitable, until_signal
 from .types import Stats
 
 TAG_MAX: Final = 36
 """Longest tag in bytes: the field in the device's configuration space."""
-
-_running: set["Server"] = set()
 
 
 class Server:
@@ -105,7 +102,7 @@ class Server:
             self._listener = Listener(self.path, mode=self._mode, group=self._group)
             fd = self._listener.fileno()
         try:
-            _log_to_python()
+            running.log_to_python()
             self._daemon = _core.Daemon(
                 self.fs.engine(),
                 fd,
@@ -121,9 +118,7 @@ class Server:
         finally:
             if inherited is not None:
                 inherited.close()  # the native side has a descriptor of its own
-        if not _running:
-            atexit.register(_close_all)
-        _running.add(self)
+        running.add(self)
         return self
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -160,32 +155,14 @@ class Server:
         Returns:
             The number of the signal, or None.
         """
-        wake, note = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        watched = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-        wakeup = signal.set_wakeup_fd(note, warn_on_full_buffer=False)
-        before = [signal.signal(number, lambda *_: None) for number in watched]
-        try:
+
+        def begin() -> list[Waitable]:
             if self._daemon is None:
                 self.start()
             started()
-            poll = select.poll()
-            poll.register(wake, select.POLLIN)
-            poll.register(self, select.POLLIN)
-            while True:
-                ready = [fd for fd, _ in poll.poll()]
-                if wake in ready:
-                    for number in os.read(wake, 64):
-                        if number in watched:
-                            return number
-                elif ready:
-                    return None
-        finally:
-            # A second signal while the server closes acts as it did before.
-            for number, handler in zip(watched, before, strict=True):
-                signal.signal(number, handler)
-            signal.set_wakeup_fd(wakeup)
-            os.close(wake)
-            os.close(note)
+            return [self]
+
+        return until_signal(begin)
 
     def close(self) -> None:
         """Ends the session of the guest, joins all threads and removes the socket. May be called again.
@@ -198,10 +175,7 @@ class Server:
             self._daemon.stop()
         if self._listener is not None:
             self._listener.close()
-        _running.discard(self)
-        if not _running:
-            atexit.unregister(_close_all)
-            _stop_log_to_python()
+        running.discard(self)
 
     def stats(self) -> Stats:
         """Returns the counters of all sessions so far.
@@ -277,33 +251,3 @@ def default_request_queues() -> int:
 def _qemu(value: str) -> str:
     """Returns `value` as an option of QEMU takes it."""
     return value.replace(",", ",,")
-
-
-def _log_to_python() -> None:
-    """Sends native events to `logging`, unless the program has chosen a native sink."""
-    if _running or _core.log_sink() != "nowhere":
-        return
-    import logging
-
-    level = logging.getLogger("virtiofs").getEffectiveLevel()
-    if level < logging.DEBUG:
-        _core.log_to_python("trace")
-    elif level < logging.INFO:
-        _core.log_to_python("debug")
-    elif level < logging.WARNING:
-        _core.log_to_python("info")
-    elif level < logging.ERROR:
-        _core.log_to_python("warn")
-    else:
-        _core.log_to_python("error")
-
-
-def _stop_log_to_python() -> None:
-    if _core.log_sink() == "python":
-        _core.log_stop()
-
-
-def _close_all() -> None:
-    """Ends what a program left running, before the interpreter goes."""
-    for server in list(_running):
-        server.close()

@@ -2,8 +2,10 @@
 //!
 //! [`identity`] is what the device says of itself, a [`Worker`](worker::Worker) serves one queue, [`pool`] runs what may wait for a
 //! disk, [`vhost_user`] carries the device to a VMM in another process.
+//! [`fusedev`] serves the same file systems to this host, without a device.
 
 mod completer;
+pub mod fusedev;
 pub mod identity;
 mod loan;
 mod parking;

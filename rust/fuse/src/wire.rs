@@ -107,6 +107,9 @@ wire! {
     /// Head of a directory entry; the name follows, padded with zeros to 8 bytes.
     Dirent [24] { ino: u64, off: u64, namelen: u32, kind: u32 }
     Direntplus [152] { entry_out: EntryOut, dirent: Dirent }
+    NotifyInvalInodeOut [24] { ino: u64, off: i64, len: i64 }
+    NotifyInvalEntryOut [16] { parent: u64, namelen: u32, flags: u32 }
+    NotifyDeleteOut [24] { parent: u64, child: u64, namelen: u32, padding: u32 }
     SecctxHeader [8] { size: u32, nr_secctx: u32 }
     Secctx [8] { size: u32, padding: u32 }
     ExtHeader [8] { size: u32, kind: u32 }
@@ -186,6 +189,15 @@ pub mod fattr {
     pub const LOCKOWNER: u32 = 1 << 9;
     pub const CTIME: u32 = 1 << 10;
     pub const KILL_SUIDGID: u32 = 1 << 11;
+}
+
+/// `error` of the `OutHeader` of a message that answers nothing (`unique` 0): what the kernel is told (`enum fuse_notify_code`).
+#[allow(missing_docs)]
+pub mod notify {
+    pub const INVAL_INODE: i32 = 2;
+    pub const INVAL_ENTRY: i32 = 3;
+    pub const DELETE: i32 = 6;
+    pub const INC_EPOCH: i32 = 8;
 }
 
 /// Bits of single fields of the requests and of `Attr.flags`.

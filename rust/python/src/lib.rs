@@ -9,6 +9,7 @@ mod errors;
 mod fd;
 mod guest;
 mod log;
+mod mount;
 mod passthrough;
 mod server;
 mod types;
@@ -26,6 +27,8 @@ mod _core {
     use super::guest::{File, Guest};
     #[pymodule_export]
     use super::log::{log, log_sink, log_stop, log_to_python, log_to_stderr, log_to_syslog};
+    #[pymodule_export]
+    use super::mount::{Connection, fuse_mount, fuse_unmount};
     #[pymodule_export]
     use super::passthrough::HostDir;
     #[pymodule_export]

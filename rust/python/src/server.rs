@@ -8,7 +8,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use virtiofs_device::Identity;
 use virtiofs_device::vhost_user::{Config, Daemon as Native, Source};
-use virtiofs_fuse::{Limits, Server};
+use virtiofs_fuse::{Limits, Metrics, Server};
 
 use crate::fd;
 use crate::passthrough::HostDir;
@@ -79,21 +79,26 @@ impl Daemon {
     /// The counters, by name.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let native = self.native()?;
-        let (stats, metrics) = (native.stats(), native.server().metrics());
-        let (requests, errors) = (PyDict::new(py), PyDict::new(py));
-        for (name, asked, failed) in metrics.operations() {
-            requests.set_item(name, asked)?;
-            if failed > 0 {
-                errors.set_item(name, failed)?;
-            }
-        }
-        let all = PyDict::new(py);
-        all.set_item("connections", stats.connections)?;
-        all.set_item("connected", stats.connected)?;
-        all.set_item("requests", requests)?;
-        all.set_item("errors", errors)?;
-        all.set_item("malformed", metrics.malformed())?;
-        all.set_item("panics", metrics.panics())?;
+        let all = counters(py, native.server().metrics())?;
+        all.set_item("connections", native.stats().connections)?;
+        all.set_item("connected", native.stats().connected)?;
         Ok(all)
     }
+}
+
+/// The counters of a server, by name.
+pub(crate) fn counters<'py>(py: Python<'py>, metrics: &Metrics) -> PyResult<Bound<'py, PyDict>> {
+    let (requests, errors) = (PyDict::new(py), PyDict::new(py));
+    for (name, asked, failed) in metrics.operations() {
+        requests.set_item(name, asked)?;
+        if failed > 0 {
+            errors.set_item(name, failed)?;
+        }
+    }
+    let all = PyDict::new(py);
+    all.set_item("requests", requests)?;
+    all.set_item("errors", errors)?;
+    all.set_item("malformed", metrics.malformed())?;
+    all.set_item("panics", metrics.panics())?;
+    Ok(all)
 }
