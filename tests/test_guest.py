@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.errnos import fails
-from virtiofs import ALWAYS, AUTO, METADATA, NONE, Cache, Passthrough, Server
+from virtiofs import ALWAYS, AUTO, METADATA, NONE, Cache, Passthrough, Server, _core
 from virtiofs.testing import Guest
 
 ROOT = 1
@@ -207,6 +207,23 @@ def test_modes_send_their_timeouts_and_flags(share: Path) -> None:
             assert guest.client.open(entry.node, os.O_RDONLY).flags & mode.open_flags == mode.open_flags
     with Guest(Passthrough(share, ALWAYS)) as guest:
         assert guest.client.lookup(ROOT, "hello").entry_timeout > 100 * 365 * 86400
+
+
+def test_files_past_the_cache_can_be_mapped(share: Path) -> None:
+    for mode in (NONE, METADATA, AUTO, ALWAYS):
+        with Guest(Passthrough(share, mode)) as guest:
+            opened = guest.client.open(guest.node("hello"), os.O_RDONLY)
+            direct = bool(opened.flags & _core.FOPEN["DIRECT_IO"])
+            assert direct == mode.direct_io
+            # Without it, mmap with MAP_SHARED says ENODEV in the guest.
+            assert bool(guest.client.session["flags"] & _core.INIT["DIRECT_IO_ALLOW_MMAP"]) == direct
+
+
+def test_access_times_are_left_alone_where_a_program_says_so(share: Path) -> None:
+    os.utime(share / "hello", (1, 2_000_000_000))
+    with Guest(Passthrough(share)) as guest, guest.open("hello", os.O_RDONLY | os.O_NOATIME) as file:
+        assert file.read() == b"hello from the host\n"
+    assert (share / "hello").stat().st_atime == 1
 
 
 def test_negative_answers_are_cached_as_long_as_the_mode_says(share: Path) -> None:

@@ -44,6 +44,8 @@ class _Session(TypedDict):
 class _Stats(TypedDict):
     connections: int
     connected: bool
+    nodes: int
+    handles: int
     requests: dict[str, int]
     errors: dict[str, int]
     malformed: int
@@ -223,6 +225,7 @@ class Guest:
         connect_timeout: float = 0.0,
         request_queues: int = 1,
         queue_size: int = 1024,
+        max_pages: int = 256,
         uid: int | None = None,
         gid: int | None = None,
         init_flags: int | None = None,

@@ -37,6 +37,7 @@ class Guest(_core.Guest):
         connect_timeout: Seconds to wait for somebody to listen at the socket.
         request_queues: Request queues to use, if the device has as many.
         queue_size: Descriptors of each queue, a power of two.
+        max_pages: Largest read or write in pages of 4 KiB; the queue and the server may lower it.
         uid: User who asks; None for the user of this process.
         gid: Group who asks.
         init_flags: Features of FUSE to offer; None for those of Linux.

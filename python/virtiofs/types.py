@@ -14,6 +14,8 @@ class Stats:
     Args:
         connections: Virtual machine monitors that have connected.
         connected: Whether one is connected now.
+        nodes: Inodes that the guest holds, the root included.
+        handles: Files and directories that it has open.
         requests: Requests answered, by the name of the operation.
         errors: Error replies among them.
         malformed: Chains, headers or arguments that no honest guest sends.
@@ -22,6 +24,8 @@ class Stats:
 
     connections: int
     connected: bool
+    nodes: int
+    handles: int
     requests: dict[str, int]
     errors: dict[str, int]
     malformed: int

@@ -33,6 +33,15 @@ fn lacks<T>() -> Result<T> {
     Err(Error::Errno(libc::EOPNOTSUPP))
 }
 
+/// What a guest holds of a file system.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Held {
+    /// Nodes that it has looked up and not forgotten, the root included.
+    pub nodes: usize,
+    /// Files and directories that it has open.
+    pub handles: usize,
+}
+
 /// A file system as one guest sees it: node ids, handles and lookup counts belong to one session.
 ///
 /// Every method is called from several threads at once. Each has a default that refuses with EOPNOTSUPP; for operations in
@@ -48,6 +57,11 @@ pub trait FileSystem: Send + Sync {
     /// Whether operations that change something are refused with EROFS.
     fn read_only(&self) -> bool {
         false
+    }
+
+    /// What the guest holds now.
+    fn held(&self) -> Held {
+        Held::default()
     }
 
     /// A session begins with these features. Whatever an earlier session left was dropped by [`FileSystem::destroy`].

@@ -20,7 +20,7 @@ pub mod wire;
 pub use creation::Creation;
 pub use dirbuf::DirBuffer;
 pub use error::{Error, Result};
-pub use fs::{Context, FileSystem, Settle, Wait};
+pub use fs::{Context, FileSystem, Held, Settle, Wait};
 pub use message::{Malformed, Message, Segments};
 pub use metrics::Metrics;
 pub use negotiate::{Limits, Negotiated};

@@ -12,7 +12,7 @@ use crate::call::Call;
 use crate::op::{Opcode, Operation, ReplyForm};
 use crate::wire::*;
 use crate::{
-    Context, DirBuffer, Error, FileSystem, Limits, Malformed, Message, Metrics, Negotiated, Result, Settle, Wait,
+    Context, DirBuffer, Error, FileSystem, Held, Limits, Malformed, Message, Metrics, Negotiated, Result, Settle, Wait,
 };
 
 pub(crate) const HEADER: usize = size_of::<OutHeader>();
@@ -91,6 +91,11 @@ impl Server {
     /// The counters.
     pub fn metrics(&self) -> &Metrics {
         &self.metrics
+    }
+
+    /// What the guest holds now.
+    pub fn held(&self) -> Held {
+        self.fs.held()
     }
 
     /// What the session agreed on, or `None` outside of one.

@@ -5,13 +5,17 @@ use std::os::fd::OwnedFd;
 
 use rustix::fs::AtFlags;
 use virtiofs_fuse::wire::*;
-use virtiofs_fuse::{Context, Creation, DirBuffer, FileSystem, Negotiated, Result, Segments, Settle, Wait};
+use virtiofs_fuse::{Context, Creation, DirBuffer, FileSystem, Held, Negotiated, Result, Segments, Settle, Wait};
 
 use crate::HostDir;
 
 impl FileSystem for HostDir {
     fn read_only(&self) -> bool {
         self.config.read_only
+    }
+
+    fn held(&self) -> Held {
+        Held { nodes: self.nodes(), handles: self.handles() }
     }
 
     fn init(&self, negotiated: &Negotiated) {

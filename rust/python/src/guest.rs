@@ -36,8 +36,8 @@ fn seconds(name: &str, value: f64) -> PyResult<Duration> {
 #[pymethods]
 impl Guest {
     #[new]
-    #[pyo3(signature = (socket, *, timeout=20.0, connect_timeout=0.0, request_queues=1, queue_size=1024, uid=None, gid=None,
-                        init_flags=None))]
+    #[pyo3(signature = (socket, *, timeout=20.0, connect_timeout=0.0, request_queues=1, queue_size=1024, max_pages=256,
+                        uid=None, gid=None, init_flags=None))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         py: Python<'_>,
@@ -46,6 +46,7 @@ impl Guest {
         connect_timeout: f64,
         request_queues: u16,
         queue_size: u16,
+        max_pages: u16,
         uid: Option<u32>,
         gid: Option<u32>,
         init_flags: Option<u64>,
@@ -56,6 +57,7 @@ impl Guest {
             connect_timeout: seconds("connect_timeout", connect_timeout)?,
             request_queues,
             queue_size,
+            max_pages,
             uid: uid.unwrap_or(defaults.uid),
             gid: gid.unwrap_or(defaults.gid),
             init_flags: init_flags.unwrap_or(defaults.init_flags),

@@ -133,7 +133,7 @@ impl Connection {
     /// The counters, by name.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let native = self.native()?;
-        let all = counters(py, native.server().metrics())?;
+        let all = counters(py, native.server())?;
         all.set_item("connections", 1)?;
         all.set_item("connected", !native.is_over())?;
         Ok(all)

@@ -8,7 +8,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use virtiofs_device::Identity;
 use virtiofs_device::vhost_user::{Config, Daemon as Native, Source};
-use virtiofs_fuse::{Limits, Metrics, Server};
+use virtiofs_fuse::{Limits, Server};
 
 use crate::fd;
 use crate::passthrough::HostDir;
@@ -79,7 +79,7 @@ impl Daemon {
     /// The counters, by name.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let native = self.native()?;
-        let all = counters(py, native.server().metrics())?;
+        let all = counters(py, native.server())?;
         all.set_item("connections", native.stats().connections)?;
         all.set_item("connected", native.stats().connected)?;
         Ok(all)
@@ -87,7 +87,8 @@ impl Daemon {
 }
 
 /// The counters of a server, by name.
-pub(crate) fn counters<'py>(py: Python<'py>, metrics: &Metrics) -> PyResult<Bound<'py, PyDict>> {
+pub(crate) fn counters<'py>(py: Python<'py>, server: &Server) -> PyResult<Bound<'py, PyDict>> {
+    let (metrics, held) = (server.metrics(), server.held());
     let (requests, errors) = (PyDict::new(py), PyDict::new(py));
     for (name, asked, failed) in metrics.operations() {
         requests.set_item(name, asked)?;
@@ -96,6 +97,8 @@ pub(crate) fn counters<'py>(py: Python<'py>, metrics: &Metrics) -> PyResult<Boun
         }
     }
     let all = PyDict::new(py);
+    all.set_item("nodes", held.nodes)?;
+    all.set_item("handles", held.handles)?;
     all.set_item("requests", requests)?;
     all.set_item("errors", errors)?;
     all.set_item("malformed", metrics.malformed())?;
