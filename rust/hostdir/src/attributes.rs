@@ -19,10 +19,9 @@ use crate::sys;
 
 impl HostDir {
     pub(crate) fn op_getattr(&self, node: u64, fh: Option<u64>) -> Result<AttrOut> {
-        let inode = self.inodes.get(node)?;
-        let status = match fh {
-            None => Status::basic(inode.fd()?)?,
-            Some(fh) => Status::basic(self.files.get(fh)?.fd())?,
+        let (inode, status) = match fh {
+            None => self.inodes.status(node)?,
+            Some(fh) => (self.inodes.get(node)?, Status::basic(self.files.get(fh)?.fd())?),
         };
         Ok(self.attributes(&inode, &status))
     }

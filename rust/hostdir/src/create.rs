@@ -60,12 +60,12 @@ impl HostDir {
     fn open_existing(
         &self,
         cx: &Context,
-        dir: &Inode,
+        dir: &Arc<Inode>,
         name: &CStr,
         flags: u32,
         kill_suidgid: bool,
     ) -> Result<(EntryOut, OpenOut)> {
-        let (inode, ..) = self.enter(dir, name, true)?;
+        let (inode, _) = self.enter(dir, name, false)?;
         let open = || {
             inode.must_be_regular().map_err(|_| STALE)?;
             let host_flags = self.host_flags(&inode, flags)?;
@@ -137,7 +137,7 @@ impl HostDir {
             self.set_label(&pin, label, value).inspect_err(|_| undo())?;
         }
         let status = Status::of(&pin)?;
-        let (inode, _) = self.enter_fd(dir, name, pin, &status);
+        let inode = self.enter_fd(dir, name, pin, &status);
         Ok((self.entry(&inode, &status), self.new_file(inode, fd, host_flags)))
     }
 
@@ -203,7 +203,7 @@ impl HostDir {
             let _caller = Caller::creates(cx, new)?;
             create(&dir.fd()?, name).lift()?;
         }
-        let (inode, status, _) = self.enter(&dir, name, false)?;
+        let (inode, status) = self.enter(&dir, name, undo.contains(AtFlags::REMOVEDIR))?;
         if let Some((label, value)) = new.security
             && let Err(error) = self.set_label(&inode.fd()?, label, value)
         {

@@ -4,6 +4,7 @@
 //! any READDIR may start at any of them. A handle keeps what getdents64(2) gave and the guest has not read yet.
 
 use std::ffi::CStr;
+use std::sync::Arc;
 
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
@@ -85,7 +86,7 @@ impl HostDir {
 
     /// Appends an entry for which there is room. With `plus` it is looked up, unless that fails: then the name is listed
     /// without a node.
-    fn list(&self, dir: &Inode, record: &Record<'_>, plus: bool, out: &mut DirBuffer) {
+    fn list(&self, dir: &Arc<Inode>, record: &Record<'_>, plus: bool, out: &mut DirBuffer) {
         let name = record.name.to_bytes();
         let ino = if dir.id == ROOT_ID && name == b".." { dir.ino() } else { dir.ino_of(record.ino) };
         if !plus {
@@ -96,10 +97,9 @@ impl HostDir {
             out.push_plus(name, ino, record.kind, record.off, &EntryOut::default());
             return;
         }
-        match self.enter(dir, record.name, self.likely_known(dir, record.ino)) {
-            Ok((inode, status, _)) => {
-                // The guest knows the entry from now on, so it will probably ask for it again.
-                dir.note(true);
+        let new_directory = record.kind == u32::from(libc::DT_DIR) && !self.likely_known(dir, record.ino);
+        match self.enter(dir, record.name, new_directory) {
+            Ok((inode, status)) => {
                 let kind = u32::from(status.mode()) >> 12;
                 if !out.push_plus(name, ino, kind, record.off, &self.entry(&inode, &status)) {
                     self.inodes.forget_inode(&inode, 1);

@@ -15,6 +15,7 @@ use crate::error::errno;
 use crate::handles::{DirHandle, FileHandle, Handles};
 use crate::inodes::{Inode, Inodes, NewInode};
 use crate::locks::Locks;
+use crate::pins::Hold;
 use crate::procfd::ProcFd;
 use crate::stat::Status;
 use crate::statfs::is_local;
@@ -59,7 +60,7 @@ impl HostDir {
         let mut effects = config.effects.clone();
         effects.read_only |= config.read_only;
         let effects = Arc::new(effects);
-        let root = NewInode::new(fd, &status, Arc::clone(&effects), false, false);
+        let root = NewInode::new(Hold::Fd(fd), &status, Arc::clone(&effects), false, false);
         Ok(HostDir {
             inodes: Inodes::new(root, &status, config.node_descriptors),
             names: NameMap::new(config.xattr_names.clone()),

@@ -1,12 +1,13 @@
 //! Which host inode a node id means.
 //!
 //! A node is a hold on a host inode ([`Pin`]) with a lookup count. While that is an O_PATH descriptor, a number found again by
-//! statx(2) is the same inode; a node that has only a file handle proves it by that. No path is ever kept. A node costs
-//! about 150 bytes here, and a descriptor or a handle. All costs are flat in the number of nodes.
+//! statx(2) is the same inode; a node that has only a file handle proves it by that, one that was only seen by its time of
+//! birth. No path is ever kept. A node costs about 150 bytes here, and what it holds. All costs are flat in the number of nodes.
 
+use std::ffi::CStr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use hashbrown::hash_table::Entry;
 use virtiofs_fuse::Result;
@@ -14,9 +15,9 @@ use virtiofs_fuse::wire::ROOT_ID;
 
 use crate::config::Effects;
 use crate::error::{STALE, errno};
-use crate::pins::{Matched, Pin, PinFd, Pins};
+use crate::pins::{Hold, Matched, Pin, PinFd, Pins};
 use crate::shards::{Seed, Shards};
-use crate::stat::Status;
+use crate::stat::{Born, Status};
 
 /// What makes two host names one node: the mount (two mounts of one file system are two trees), the device (btrfs subvolumes have
 /// several in one mount) and the inode number.
@@ -42,8 +43,8 @@ pub(crate) struct Inode {
     pub(crate) submount: bool,
     /// The inode is on another device than what the guest sees around it, so its number may clash. See [`Inode::ino`].
     pub(crate) foreign: bool,
-    /// Of a directory: how its last lookups ended. See [`Inode::stat_pays`].
-    stat_paid: AtomicU8,
+    /// Of a directory: nodes that are held by their name in it alone.
+    named_children: AtomicU32,
 }
 
 impl Inode {
@@ -53,7 +54,7 @@ impl Inode {
             if let Some(fd) = self.pin.fd() {
                 return Ok(fd);
             }
-            if self.pin.reopen(&self.pins)? {
+            if self.pin.open(&self.pins, self.key)? {
                 self.pins.enqueue(self.id);
             }
         }
@@ -105,20 +106,22 @@ impl Inode {
         if self.effects.read_only { errno(libc::EROFS) } else { Ok(()) }
     }
 
-    /// Whether to ask for the next name in this directory by statx(2) first. That is all that a known node or an absent name takes;
-    /// a new node takes open and statx(2) of the descriptor, and one call more if it was asked for by name before. Two
-    /// lookups that went the other way turn the answer.
-    pub(crate) fn stat_pays(&self) -> bool {
-        self.stat_paid.load(Ordering::Relaxed) >= 2
+    /// Whether nodes are held by their name in this directory alone.
+    pub(crate) fn has_named_children(&self) -> bool {
+        self.named_children.load(Ordering::Relaxed) > 0
     }
 
-    /// Notes how a lookup in this directory ended: with a node that was known or an absent name, or with a new node.
-    pub(crate) fn note(&self, stat_paid: bool) {
-        let seen = self.stat_paid.load(Ordering::Relaxed);
-        let next = if stat_paid { (seen + 1).min(3) } else { seen.saturating_sub(1) };
-        if next != seen {
-            self.stat_paid.store(next, Ordering::Relaxed);
-        }
+    /// One such node more, or less.
+    pub(crate) fn names_children(&self, more: bool) {
+        match more {
+            true => self.named_children.fetch_add(1, Ordering::Relaxed),
+            false => self.named_children.fetch_sub(1, Ordering::Relaxed),
+        };
+    }
+
+    /// The inode was seen as `name` in `parent` just now.
+    pub(crate) fn seen_at(&self, parent: &Arc<Inode>, name: &CStr) {
+        self.pin.seen_at(parent, name);
     }
 
     /// Counts one more lookup, unless the node is on its way out.
@@ -150,7 +153,8 @@ impl Drop for Inode {
 
 /// What a new node is made of, beside its number.
 pub(crate) struct NewInode {
-    pub(crate) fd: OwnedFd,
+    pub(crate) hold: Hold,
+    pub(crate) born: Option<Born>,
     pub(crate) kind: u16,
     pub(crate) submount: bool,
     pub(crate) foreign: bool,
@@ -158,8 +162,8 @@ pub(crate) struct NewInode {
 }
 
 impl NewInode {
-    pub(crate) fn new(fd: OwnedFd, status: &Status, effects: Arc<Effects>, submount: bool, foreign: bool) -> NewInode {
-        NewInode { fd, kind: status.mode(), submount, foreign, effects }
+    pub(crate) fn new(hold: Hold, status: &Status, effects: Arc<Effects>, submount: bool, foreign: bool) -> NewInode {
+        NewInode { hold, born: status.born(), kind: status.mode(), submount, foreign, effects }
     }
 }
 
@@ -192,15 +196,38 @@ impl Inodes {
     /// The node of an id; ESTALE if there is none (any more): the guest then looks the name up anew.
     #[inline]
     pub(crate) fn get(&self, id: u64) -> Result<Arc<Inode>> {
-        if id == ROOT_ID {
-            return Ok(Arc::clone(&self.root));
-        }
-        let inode = self.by_id(id).ok_or(STALE)?;
+        let inode = self.known(id)?;
+        self.hold(&inode)?;
+        Ok(inode)
+    }
+
+    /// The node of an id and the attributes of its inode, by name if it was never used.
+    pub(crate) fn status(&self, id: u64) -> Result<(Arc<Inode>, Status)> {
+        let inode = self.known(id)?;
+        let status = match inode.pin.fd() {
+            Some(fd) => Status::basic(fd)?,
+            None => match inode.pin.seen_status(inode.key)? {
+                Some(status) => status,
+                None => {
+                    self.hold(&inode)?;
+                    Status::basic(inode.fd()?)?
+                }
+            },
+        };
+        Ok((inode, status))
+    }
+
+    fn known(&self, id: u64) -> Result<Arc<Inode>> {
+        if id == ROOT_ID { Ok(Arc::clone(&self.root)) } else { self.by_id(id).ok_or(STALE) }
+    }
+
+    /// Sees to it that the node has its descriptor.
+    fn hold(&self, inode: &Inode) -> Result<()> {
         if !inode.pin.holds_fd() {
             drop(inode.fd()?);
             self.shrink();
         }
-        Ok(inode)
+        Ok(())
     }
 
     /// The share's own directory.
@@ -233,45 +260,46 @@ impl Inodes {
     }
 
     /// The node of a host inode, counted once more, if it is in the table.
-    pub(crate) fn find_and_count(&self, key: Key) -> Option<Arc<Inode>> {
+    pub(crate) fn find_and_count(&self, status: &Status) -> Option<Arc<Inode>> {
+        let key = status.key();
         let hash = self.hash_key(key);
         let table = self.by_key.read(hash);
-        let proven = |inode: &&Arc<Inode>| inode.pin.holds_fd() && inode.count();
+        let proven = |inode: &&Arc<Inode>| inode.pin.is_proven(status.born()) && inode.count();
         table.find(hash, |inode| inode.key == key).filter(proven).map(Arc::clone)
     }
 
-    /// Whether a host inode has a node, for a guess.
-    pub(crate) fn contains(&self, key: Key) -> bool {
+    /// The node of a key, which may be another inode's that had the number before.
+    pub(crate) fn find(&self, key: Key) -> Option<Arc<Inode>> {
         let hash = self.hash_key(key);
-        self.by_key.read(hash).find(hash, |inode| inode.key == key).is_some()
+        self.by_key.read(hash).find(hash, |inode| inode.key == key).map(Arc::clone)
     }
 
-    /// The node of a host inode, counted once more, made of `new` if there is none. Also tells whether it was there.
-    pub(crate) fn enter(&self, key: Key, new: NewInode) -> (Arc<Inode>, bool) {
-        let (inode, known, more) = self.enter_locked(key, new);
-        if more {
+    /// The node of a host inode, counted once more, made of `new` if there is none.
+    pub(crate) fn enter(&self, key: Key, new: NewInode) -> Arc<Inode> {
+        let (inode, more) = self.enter_locked(key, new);
+        if more && inode.pin.holds_fd() {
             self.pins.enqueue(inode.id);
             if inode.is_directory() {
                 self.pins.meet(key.mount, &inode.pin);
             }
             self.shrink();
         }
-        (inode, known)
+        inode
     }
 
-    /// As [`Inodes::enter`]; tells also whether a descriptor more is held now.
-    fn enter_locked(&self, key: Key, mut new: NewInode) -> (Arc<Inode>, bool, bool) {
+    /// As [`Inodes::enter`]; tells also whether a descriptor more may be held now.
+    fn enter_locked(&self, key: Key, mut new: NewInode) -> (Arc<Inode>, bool) {
         let hash = self.hash_key(key);
         let mut table = self.by_key.write(hash);
         match table.entry(hash, |inode| inode.key == key, |inode| self.hash_key(inode.key)) {
             Entry::Occupied(mut entry) => {
                 let there = Arc::clone(entry.get());
                 if there.count() {
-                    match there.pin.matches(new.fd, &self.pins) {
-                        Matched::Yes => return (there, true, false),
-                        Matched::YesWithIt => return (there, true, true),
+                    match there.pin.matches(new.hold, new.born, &self.pins, key) {
+                        Matched::Yes => return (there, false),
+                        Matched::YesWithIt => return (there, true),
                         // The host gave the number of a file that is gone to a new one.
-                        Matched::No(fd) => new.fd = fd,
+                        Matched::No(hold) => new.hold = hold,
                     }
                     if there.uncount(1) {
                         self.remove_id(&there);
@@ -280,12 +308,12 @@ impl Inodes {
                 // Or its last lookup was taken back a moment ago; whoever did that leaves the newcomer alone.
                 let inode = self.enter_new(key, new);
                 *entry.get_mut() = Arc::clone(&inode);
-                (inode, false, true)
+                (inode, true)
             }
             Entry::Vacant(entry) => {
                 let inode = self.enter_new(key, new);
                 entry.insert(Arc::clone(&inode));
-                (inode, false, true)
+                (inode, true)
             }
         }
     }
@@ -349,10 +377,10 @@ impl Inodes {
 }
 
 fn make(id: u64, key: Key, new: NewInode, pins: &Arc<Pins>) -> Inode {
-    pins.made();
-    let NewInode { fd, kind, submount, foreign, effects } = new;
+    let NewInode { hold, kind, submount, foreign, effects, .. } = new;
     let kind = kind & libc::S_IFMT as u16;
-    let (pin, pins) = (Pin::new(fd), Arc::clone(pins));
+    let (pin, pins) = (Pin::new(hold), Arc::clone(pins));
+    pins.made(&pin);
     Inode {
         id,
         key,
@@ -363,6 +391,6 @@ fn make(id: u64, key: Key, new: NewInode, pins: &Arc<Pins>) -> Inode {
         kind,
         submount,
         foreign,
-        stat_paid: AtomicU8::new(0),
+        named_children: AtomicU32::new(0),
     }
 }

@@ -47,6 +47,7 @@ mod names;
 mod open;
 mod pins;
 mod procfd;
+mod seen;
 mod shards;
 mod stat;
 mod statfs;

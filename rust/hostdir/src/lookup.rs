@@ -9,61 +9,76 @@ use virtiofs_fuse::wire::{AttrOut, EntryOut, bits};
 use virtiofs_fuse::{Error, Result};
 
 use crate::HostDir;
-use crate::error::{Lift, errno};
+use crate::error::Lift;
 use crate::hostdir::component;
 use crate::inodes::{Inode, Key, NewInode};
+use crate::pins::Hold;
+use crate::seen::Seen;
 use crate::stat::Status;
 
 impl HostDir {
     pub(crate) fn op_lookup(&self, parent: u64, name: &CStr) -> Result<EntryOut> {
         let dir = self.inodes.get(parent)?;
         let name = component(name)?;
-        match self.enter(&dir, name, dir.stat_pays()) {
-            Ok((inode, status, known)) => {
-                dir.note(known);
-                Ok(self.entry(&inode, &status))
-            }
-            Err(Error::Errno(libc::ENOENT)) => {
-                dir.note(true);
-                match dir.effects.negative_ttl.is_zero() {
-                    true => errno(libc::ENOENT),
-                    false => Ok(dir.effects.negative_entry()),
-                }
-            }
+        match self.enter(&dir, name, false) {
+            Ok((inode, status)) => Ok(self.entry(&inode, &status)),
+            Err(Error::Errno(libc::ENOENT)) if !dir.effects.negative_ttl.is_zero() => Ok(dir.effects.negative_entry()),
             Err(error) => Err(error),
         }
     }
 
-    /// The node that a name leads to, counted once more, its attributes, and whether it was known before.
+    /// The node that a name leads to, counted once more, and its attributes.
     ///
-    /// One statx(2) by name if it is known and `stat_first`; open, statx(2), and close if it was known after all; one call
-    /// if there is no such name. The name is a single component and is never followed, so whatever somebody puts in its place
-    /// meanwhile, the node is an entry of this directory.
-    pub(crate) fn enter(&self, dir: &Inode, name: &CStr, stat_first: bool) -> Result<(Arc<Inode>, Status, bool)> {
-        if stat_first {
+    /// One statx(2) by name, unless the name leads to a new directory, or to what cannot be told apart from another inode
+    /// of its number later: that is opened now, at once if it is `probably_new_directory`. The name is a single component and
+    /// is never followed, so whatever somebody puts in its place meanwhile, the node is an entry of this directory.
+    pub(crate) fn enter(
+        &self,
+        dir: &Arc<Inode>,
+        name: &CStr,
+        probably_new_directory: bool,
+    ) -> Result<(Arc<Inode>, Status)> {
+        if !probably_new_directory {
             let status = Status::by_name(dir.fd()?, name)?;
-            if let Some(inode) = self.inodes.find_and_count(status.key()) {
-                return Ok((inode, status, true));
+            if let Some(inode) = self.inodes.find_and_count(&status) {
+                inode.seen_at(dir, name);
+                return Ok((inode, status));
+            }
+            if let (false, Some(born)) = (status.is_directory(), status.born()) {
+                let seen = Hold::Seen(Box::new(Seen::new(dir, name, born)));
+                return Ok((self.enter_new(dir, name, seen, &status), status));
             }
         }
         let fd = open_path(dir.fd()?.as_fd(), name)?;
         let status = Status::of(&fd)?;
-        let (inode, known) = self.enter_fd(dir, name, fd, &status);
-        Ok((inode, status, known))
+        Ok((self.enter_fd(dir, name, fd, &status), status))
     }
 
-    /// The node of an O_PATH descriptor that was opened as `name` in `dir`. What holds for a new one is decided outside of all locks.
-    pub(crate) fn enter_fd(&self, dir: &Inode, name: &CStr, fd: OwnedFd, status: &Status) -> (Arc<Inode>, bool) {
+    /// The node of an O_PATH descriptor that was opened as `name` in `dir`.
+    pub(crate) fn enter_fd(&self, dir: &Inode, name: &CStr, fd: OwnedFd, status: &Status) -> Arc<Inode> {
+        self.inodes.find_and_count(status).unwrap_or_else(|| self.enter_new(dir, name, Hold::Fd(fd), status))
+    }
+
+    /// The node of an inode that was not there a moment ago. What holds for it is decided outside of all locks.
+    fn enter_new(&self, dir: &Inode, name: &CStr, hold: Hold, status: &Status) -> Arc<Inode> {
         let key = status.key();
-        if let Some(inode) = self.inodes.find_and_count(key) {
-            return (inode, true);
-        }
         let other_file_system = (key.mount, key.device) != (dir.key.mount, dir.key.device);
-        let is_directory = u32::from(status.mode()) & libc::S_IFMT == libc::S_IFDIR;
-        let submount = other_file_system && is_directory && self.submounts();
+        let submount = other_file_system && status.is_directory() && self.submounts();
         let foreign = !submount && (dir.foreign || key.device != dir.key.device);
         let effects = self.effects_for(dir, name, status);
-        self.inodes.enter(key, NewInode::new(fd, status, effects, submount, foreign))
+        self.inodes.enter(key, NewInode::new(hold, status, effects, submount, foreign))
+    }
+
+    /// The name is about to lead elsewhere, by this guest's own doing: a node that has nothing else of its inode gets hold of it.
+    pub(crate) fn hold_on(&self, dir: &Inode, name: &CStr) {
+        if dir.has_named_children()
+            && let Ok(fd) = dir.fd()
+            && let Ok(status) = Status::by_name(fd, name)
+            && let Some(inode) = self.inodes.find(status.key())
+        {
+            // Where that fails the inode has been exchanged by somebody else, which makes the node stale as it is.
+            _ = self.inodes.get(inode.id);
+        }
     }
 
     /// A node as the guest enters it. The lookup must have been counted.
@@ -87,7 +102,7 @@ impl HostDir {
 
     /// Whether a directory entry with this inode number is probably a node already.
     pub(crate) fn likely_known(&self, dir: &Inode, ino: u64) -> bool {
-        self.inodes.contains(Key { ino, ..dir.key })
+        self.inodes.find(Key { ino, ..dir.key }).is_some()
     }
 }
 

@@ -16,7 +16,9 @@ use crate::stat::Status;
 impl HostDir {
     pub(crate) fn op_remove(&self, parent: u64, name: &CStr, flags: AtFlags) -> Result<()> {
         let dir = self.writable_directory(parent)?;
-        rustix::fs::unlinkat(dir.fd()?, component(name)?, flags).lift()
+        let name = component(name)?;
+        self.hold_on(&dir, name);
+        rustix::fs::unlinkat(dir.fd()?, name, flags).lift()
     }
 
     pub(crate) fn op_rename(
@@ -38,7 +40,10 @@ impl HostDir {
             true => Some(Caller::assume(cx, None, Rights::Checked)?),
             false => None,
         };
-        rustix::fs::renameat_with(from.fd()?, component(name)?, to.fd()?, component(newname)?, flags).lift()
+        let (name, newname) = (component(name)?, component(newname)?);
+        self.hold_on(&from, name);
+        self.hold_on(&to, newname);
+        rustix::fs::renameat_with(from.fd()?, name, to.fd()?, newname, flags).lift()
     }
 
     /// linkat(2) by way of /proc: with AT_EMPTY_PATH it wants CAP_DAC_READ_SEARCH. A magic link ends at the inode itself, so symlinks are

@@ -1,6 +1,6 @@
 //! How nodes hold on to their host inodes with a bounded number of descriptors.
 //!
-//! A node that was used lately has an O_PATH descriptor. When there are more of those than allowed, the ones used longest ago are
+//! A node that was used lately has an O_PATH descriptor; one that was only looked up has none yet (`seen.rs`). When there are more of those than allowed, the ones used longest ago are
 //! exchanged for file handles (name_to_handle_at(2)), which cost no descriptor; the next use opens the handle again. A handle
 //! carries the generation of its inode, so it never leads to another file that got the same number: a file that is gone
 //! meanwhile is ESTALE. Where the host allows no handles (they need CAP_DAC_READ_SEARCH, and a file system that has them), nodes
@@ -10,6 +10,7 @@
 //! of /proc and close(2). Spares count as descriptors of nodes and go first.
 
 use std::collections::{HashMap, VecDeque};
+use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -19,6 +20,9 @@ use rustix::fs::{Mode, OFlags};
 use virtiofs_fuse::Result;
 
 use crate::error::Lift;
+use crate::inodes::{Inode, Key};
+use crate::seen::Seen;
+use crate::stat::{Born, Status};
 use crate::sys::{self, FileHandle};
 
 /// A mount on which handles can be opened: any descriptor of it that is not O_PATH.
@@ -33,9 +37,11 @@ pub(crate) struct Pin {
     spare: Mutex<Option<OwnedFd>>,
 }
 
-enum Hold {
+/// What a node has of its host inode.
+pub(crate) enum Hold {
     Fd(OwnedFd),
     Handle(Box<(Mount, FileHandle)>),
+    Seen(Box<Seen>),
 }
 
 /// The descriptor of a node; while it is borrowed the node keeps it. One thread may borrow it several times.
@@ -59,8 +65,8 @@ pub(crate) struct Pins {
 }
 
 impl Pin {
-    pub(crate) fn new(fd: OwnedFd) -> Pin {
-        Pin { hold: RwLock::new(Hold::Fd(fd)), used: AtomicBool::new(false), spare: Mutex::default() }
+    pub(crate) fn new(hold: Hold) -> Pin {
+        Pin { hold: RwLock::new(hold), used: AtomicBool::new(false), spare: Mutex::default() }
     }
 
     /// Takes the spare, if there is one.
@@ -86,6 +92,26 @@ impl Pin {
         matches!(*self.hold.read_recursive(), Hold::Fd(_))
     }
 
+    /// Whether an inode of the node's device and number is the node's, when only its time of birth is known of it.
+    pub(crate) fn is_proven(&self, born: Option<Born>) -> bool {
+        match &*self.hold.read_recursive() {
+            Hold::Fd(_) => true,
+            Hold::Seen(seen) => born == Some(seen.born),
+            Hold::Handle(_) => false,
+        }
+    }
+
+    /// The inode was seen as `name` in `parent` just now: the place to look for it.
+    pub(crate) fn seen_at(&self, parent: &Arc<Inode>, name: &CStr) {
+        let moved = |hold: &Hold| matches!(hold, Hold::Seen(seen) if !seen.is_at(parent, name));
+        if moved(&self.hold.read_recursive())
+            && let Some(mut hold) = self.hold.try_write()
+            && let Hold::Seen(seen) = &*hold
+        {
+            *hold = Hold::Seen(Box::new(Seen::new(parent, name, seen.born)));
+        }
+    }
+
     /// The descriptor, if the node has it.
     pub(crate) fn fd(&self) -> Option<PinFd<'_>> {
         if !self.used.load(Ordering::Relaxed) {
@@ -93,24 +119,34 @@ impl Pin {
         }
         let fd = RwLockReadGuard::try_map(self.hold.read_recursive(), |hold| match hold {
             Hold::Fd(fd) => Some(fd),
-            Hold::Handle(_) => None,
+            Hold::Handle(_) | Hold::Seen(_) => None,
         });
         fd.ok().map(PinFd)
     }
 
-    /// Opens the node's handle again; true if that took a descriptor. ESTALE if the inode is no more.
-    pub(crate) fn reopen(&self, pins: &Pins) -> Result<bool> {
+    /// The attributes of an inode that was only seen, the first time; ESTALE if it is not there any more.
+    pub(crate) fn seen_status(&self, key: Key) -> Result<Option<Status>> {
+        match &*self.hold.read_recursive() {
+            Hold::Seen(seen) => seen.status(key),
+            _ => Ok(None),
+        }
+    }
+
+    /// Opens the node's inode, whose key this is; true if that took a descriptor. ESTALE if the inode is no more.
+    pub(crate) fn open(&self, pins: &Pins, key: Key) -> Result<bool> {
         let mut hold = self.hold.write();
-        let Hold::Handle(handle) = &*hold else { return Ok(false) };
-        let (mount, handle) = &**handle;
-        let fd = sys::open_by_handle_at(mount.as_fd(), handle, libc::O_PATH).lift()?;
+        let fd = match &*hold {
+            Hold::Fd(_) => return Ok(false),
+            Hold::Handle(handle) => sys::open_by_handle_at(handle.0.as_fd(), &handle.1, libc::O_PATH).lift()?,
+            Hold::Seen(seen) => seen.open(key)?,
+        };
         *hold = Hold::Fd(fd);
         pins.held.fetch_add(1, Ordering::Relaxed);
         Ok(true)
     }
 
-    /// Whether `fd` is of the node's inode, whose device and number it shares. A node that has only a handle keeps `fd`.
-    pub(crate) fn matches(&self, fd: OwnedFd, pins: &Pins) -> Matched {
+    /// Whether `new` is of the node's inode, whose key it shares. A node that has no descriptor keeps the one of `new`.
+    pub(crate) fn matches(&self, new: Hold, born: Option<Born>, pins: &Pins, key: Key) -> Matched {
         // Never waits for whoever borrows the descriptor: they may wait for the table that our caller has locked.
         let mut hold = loop {
             if self.holds_fd() {
@@ -121,15 +157,26 @@ impl Pin {
                 None => std::thread::yield_now(),
             }
         };
-        let Hold::Handle(handle) = &*hold else { return Matched::Yes };
-        match sys::name_to_handle_at(fd.as_fd()) {
-            Ok(theirs) if theirs == handle.1 => {
-                *hold = Hold::Fd(fd);
-                pins.held.fetch_add(1, Ordering::Relaxed);
-                Matched::YesWithIt
-            }
-            _ => Matched::No(fd),
+        let same = |fd: &OwnedFd| match &*hold {
+            Hold::Fd(_) => true,
+            Hold::Handle(handle) => sys::name_to_handle_at(fd.as_fd()).is_ok_and(|theirs| theirs == handle.1),
+            Hold::Seen(seen) => born == Some(seen.born),
+        };
+        let fd = match (new, &*hold) {
+            (Hold::Seen(new), Hold::Seen(seen)) if new.born == seen.born => return Matched::Yes,
+            (Hold::Seen(new), Hold::Handle(_)) => match new.open(key) {
+                Ok(fd) => fd,
+                Err(_) => return Matched::No(Hold::Seen(new)),
+            },
+            (Hold::Fd(fd), _) => fd,
+            (new, _) => return Matched::No(new),
+        };
+        if !same(&fd) {
+            return Matched::No(Hold::Fd(fd));
         }
+        *hold = Hold::Fd(fd);
+        pins.held.fetch_add(1, Ordering::Relaxed);
+        Matched::YesWithIt
     }
 
     /// Gives the descriptor up for a handle, if that can be done now.
@@ -150,7 +197,7 @@ pub(crate) enum Matched {
     /// It is the node's inode, and the node's descriptor from now on.
     YesWithIt,
     /// It is another inode that got the number of the node's, which is gone.
-    No(OwnedFd),
+    No(Hold),
 }
 
 impl Pins {
@@ -163,9 +210,11 @@ impl Pins {
         self.held.load(Ordering::Relaxed)
     }
 
-    /// A node was made with a descriptor.
-    pub(crate) fn made(&self) {
-        self.held.fetch_add(1, Ordering::Relaxed);
+    /// A node was made.
+    pub(crate) fn made(&self, pin: &Pin) {
+        if pin.holds_fd() {
+            self.held.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     /// A node is gone.

@@ -15,8 +15,11 @@ use crate::inodes::Key;
 const MNT_ID_UNIQUE: u32 = 0x4000;
 
 fn identity() -> StatxFlags {
-    StatxFlags::BASIC_STATS | StatxFlags::MNT_ID | StatxFlags::from_bits_retain(MNT_ID_UNIQUE)
+    StatxFlags::BASIC_STATS | StatxFlags::BTIME | StatxFlags::MNT_ID | StatxFlags::from_bits_retain(MNT_ID_UNIQUE)
 }
+
+/// The time of birth of an inode: seconds and nanoseconds.
+pub(crate) type Born = (i64, u32);
 
 /// What statx(2) told about an inode.
 #[derive(Clone, Copy)]
@@ -52,6 +55,16 @@ impl Status {
     pub(crate) fn key(&self) -> Key {
         let device = rustix::fs::makedev(self.0.stx_dev_major, self.0.stx_dev_minor);
         Key { mount: self.0.stx_mnt_id, device, ino: self.0.stx_ino }
+    }
+
+    /// When the inode was made, where the host's file system remembers it.
+    pub(crate) fn born(&self) -> Option<Born> {
+        let known = self.0.stx_mask & StatxFlags::BTIME.bits() != 0;
+        known.then_some((self.0.stx_btime.tv_sec, self.0.stx_btime.tv_nsec))
+    }
+
+    pub(crate) fn is_directory(&self) -> bool {
+        u32::from(self.mode()) & libc::S_IFMT == libc::S_IFDIR
     }
 
     /// Type and permissions.

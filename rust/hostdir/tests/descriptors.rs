@@ -127,6 +127,7 @@ fn threads_that_fight_over_few_descriptors_never_meet_a_wrong_file() {
 fn a_file_that_was_read_is_opened_again_without_a_descriptor_more() {
     let Some(share) = crowded() else { return };
     let node = share.node("7");
+    share.release(share.open(node, libc::O_RDWR).unwrap());
     let before = share.fs.node_descriptors();
     for _ in 0..3 {
         let (first, second) = (share.open(node, libc::O_RDONLY).unwrap(), share.open(node, libc::O_RDONLY).unwrap());

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use common::*;
 use virtiofs_fuse::wire::*;
-use virtiofs_fuse::{Creation, FileSystem};
+use virtiofs_fuse::{Creation, Error, FileSystem};
 use virtiofs_hostdir::{Config, Effects, HostDir};
 
 #[test]
@@ -150,7 +150,9 @@ fn a_race_of_symlinks_does_not_lead_outside() {
                 share.fs.forget(new.nodeid, 1);
             } else {
                 links += 1;
-                is(share.lookup(entry.nodeid, c"f"), libc::ENOTDIR);
+                // Nobody had used the link before: by now its name may lead to the directory.
+                let error = share.lookup(entry.nodeid, c"f").unwrap_err();
+                assert!(matches!(error, Error::Errno(libc::ENOTDIR | libc::ESTALE)), "{error:?}");
             }
             share.fs.forget(entry.nodeid, 1);
         }
@@ -305,4 +307,40 @@ fn another_file_system_is_a_submount_or_has_numbers_of_its_own() {
     })
     .join()
     .unwrap();
+}
+
+#[test]
+fn a_node_that_was_only_seen_finds_its_inode_when_it_is_used_and_no_other() {
+    let share = share();
+    let before = share.fs.node_descriptors();
+    for name in ["stays", "goes", "moves", "exchanged", "linked"] {
+        std::fs::write(share.path(name), name).unwrap();
+    }
+    let [stays, goes, moves, exchanged, linked] =
+        ["stays", "goes", "moves", "exchanged", "linked"].map(|name| share.node(name));
+    assert_eq!(share.fs.node_descriptors(), before, "nothing was used yet");
+    // The guest's own doing: all of them are still what they were.
+    share.fs.unlink(&ROOT, ROOT_ID, c"goes").unwrap();
+    share.fs.rename(&ROOT, ROOT_ID, c"moves", ROOT_ID, c"moved", 0).unwrap();
+    share.fs.rename(&ROOT, ROOT_ID, c"exchanged", ROOT_ID, c"stays", 2).unwrap();
+    assert_eq!(share.attr(goes).nlink, 0);
+    for (node, name) in [(stays, "stays"), (moves, "moves"), (exchanged, "exchanged")] {
+        assert_eq!(share.attr(node).size, name.len() as u64);
+    }
+    let now = share.fs.node_descriptors();
+    assert_eq!(share.attr(linked).size, 6);
+    assert_eq!(share.fs.node_descriptors(), now, "to ask once is no use");
+    // Others' doing: what cannot be found is stale, and what took its name is another node.
+    std::fs::hard_link(share.path("linked"), share.path("other")).unwrap();
+    std::fs::remove_file(share.path("linked")).unwrap();
+    std::fs::write(share.path("linked"), "another").unwrap();
+    is(share.fs.getattr(&ROOT, linked, None), libc::ESTALE);
+    let another = share.node("linked");
+    assert_ne!(another, linked);
+    assert_eq!(share.node("other"), linked, "one inode, one node");
+    assert_eq!((share.attr(linked).size, share.attr(another).size), (6, 7));
+    for (node, count) in [(stays, 1), (goes, 1), (moves, 1), (exchanged, 1), (linked, 2), (another, 1)] {
+        share.fs.forget(node, count);
+    }
+    assert_eq!((share.fs.nodes(), share.fs.node_descriptors()), (1, before));
 }
