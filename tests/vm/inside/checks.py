@@ -1,4 +1,4 @@
-"""Checks that run in a guest, by the guest's own Python, in a directory on a share: ``checks.py NAME DIRECTORY``.
+"""Checks that run in a guest, by the guest's own Python, in a directory on a share: ``checks.py NAME DIRECTORY [WORD…]``.
 
 Each is a function of that directory's path, which it finds empty, and fails by an assertion. What it leaves there is
 for the host to look at. Names are bytes where it matters: a share carries bytes, not text.
@@ -7,12 +7,15 @@ for the host to look at. Names are bytes where it matters: a share carries bytes
 
 import ctypes
 import errno
+import fcntl
 import mmap
 import multiprocessing
 import os
+import signal
 import sqlite3
 import stat
 import sys
+import time
 
 GIB = 1 << 30
 RENAME_NOREPLACE = 1
@@ -331,5 +334,76 @@ def database(top):
     last.close()
 
 
+def locks(path, log, *steps):
+    """Takes locks on a file one after the other, says in the file ``log`` how each went, and keeps them until it is ended.
+
+    A step is HOW:MODE:WAIT:FIRST:LENGTH (fcntl or flock; shared, exclusive or none; wait or try; bytes), or when:FILE, which
+    waits until that file is there.
+    """
+    with open(path, "r+b", buffering=0) as file, open(log, "a") as said:
+        for step in steps:
+            how, *rest = step.split(":")
+            if how == "when":
+                while not os.path.exists(rest[0]):
+                    time.sleep(0.01)
+                continue
+            mode, wait, first, length = rest
+            operation = {"shared": fcntl.LOCK_SH, "exclusive": fcntl.LOCK_EX, "none": fcntl.LOCK_UN}[mode]
+            operation |= fcntl.LOCK_NB if wait == "try" else 0
+            try:
+                if how == "flock":
+                    fcntl.flock(file, operation)
+                else:
+                    fcntl.lockf(file, operation, int(length), int(first))
+                outcome = "granted"
+            except OSError as error:
+                outcome = errno.errorcode[error.errno].replace("EDEADLOCK", "EDEADLK")
+            print(outcome, file=said, flush=True)
+        signal.pause()
+
+
+def unnamed(path):
+    """A file that has lost its name, on whichever side, is a file in all else."""
+    with open(path, "r+b", buffering=0) as file:
+        os.unlink(path)
+        assert os.fstat(file.fileno()).st_nlink == 0
+        file.write(b"still")
+        os.ftruncate(file.fileno(), 100)
+        os.fchmod(file.fileno(), 0o600)
+        os.fsync(file.fileno())
+        assert os.pread(file.fileno(), 5, 0) == b"still"
+        assert os.fstat(file.fileno()).st_size == 100
+        fails(errno.ENOENT, os.stat, path)
+        write(path, b"another file of that name")
+        assert os.fstat(file.fileno()).st_ino != os.stat(path).st_ino
+        assert os.pread(file.fileno(), 5, 0) == b"still"
+
+
+def partly(top):
+    """Listings that are broken off, started anew in the middle, and gone back in."""
+    for _ in range(3):
+        with os.scandir(top) as entries:
+            assert len([next(entries) for _ in range(7)]) == 7
+    directory = os.open(top, os.O_RDONLY | os.O_DIRECTORY)
+    buffer = ctypes.create_string_buffer(300)
+    getdents64 = 217
+
+    def some():
+        length = libc.syscall(getdents64, directory, buffer, len(buffer))
+        assert length >= 0, os.strerror(ctypes.get_errno())
+        names, at = [], 0
+        while at < length:
+            size = int.from_bytes(buffer.raw[at + 16 : at + 18], "little")
+            names.append(buffer.raw[at + 19 : at + size].split(b"\0")[0])
+            at += size
+        return names
+
+    first, second = some(), some()
+    assert first and second and not set(first) & set(second)
+    os.lseek(directory, 0, os.SEEK_SET)
+    assert some() == first
+    os.close(directory)
+
+
 if __name__ == "__main__":
-    globals()[sys.argv[1]](sys.argv[2])
+    globals()[sys.argv[1]](*sys.argv[2:])
