@@ -20,6 +20,7 @@ _ALWAYS: Final = (
     "BIG_WRITES",
     "CREATE_SUPP_GROUP",
     "DONT_MASK",
+    "HAS_IOCTL_DIR",
     "INIT_EXT",
     "MAX_PAGES",
     "NO_EXPORT_SUPPORT",
