@@ -57,6 +57,10 @@ test-python: $(VENV)/tools guests ## Tests of the package, as it is installed, a
 posix: ## Try hundreds of POSIX promises on any mount: make posix DIR=/mnt/share
 	@$(PYTHON) -m tests.posix $(DIR)
 
+.PHONY: conformance
+conformance: $(VENV)/tools guests ## Suites of others against a local disk, into docs/conformance.md (PJDFSTEST=DIR XFSTESTS=DIR; root)
+	$(BIN)/python -m tests.conformance $(if $(PJDFSTEST),--pjdfstest $(PJDFSTEST)) $(if $(XFSTESTS),--xfstests $(XFSTESTS)) $(CONFORMANCE)
+
 .PHONY: bench
 bench: $(VENV)/tools ## Benchmarks of the Python side; those of the Rust side are in benches/README.md
 	$(BIN)/python -m pytest --benchmark-enable --benchmark-only benches/python $(PYTEST)

@@ -1,8 +1,9 @@
-"""Fetch from Debian what the VM tests need, into a folder of the checkout.
+"""Fetch from Debian and crates.io what the VM tests need, into a folder of the checkout.
 
 ``python -m tests.vm.provision`` fills ``.cache/vm`` (or the folder that VIRTIOFS_VM_CACHE names) with
 
 - ``sid/``: a Debian tree with QEMU, User-Mode Linux and virtiofsd, which is also the guests' root,
+- ``suites/``: suites that try file systems, which lie over that tree in some guests,
 - ``kernels/NAME/``: stock Debian kernels for QEMU guests,
 - ``virtiofsd-c/``: the old virtiofsd in C,
 - ``bin/``: a launcher for each program that runs on the host, usable by its path from anywhere.
@@ -15,6 +16,7 @@ run does nothing. Only the standard library is imported: this runs before anythi
 from __future__ import annotations
 
 import fcntl
+import fnmatch
 import json
 import os
 import re
@@ -75,6 +77,11 @@ class Cache:
         return self.root / "sid"
 
     @property
+    def suites(self) -> Path:
+        """What lies over the tree in guests that run suites."""
+        return self.root / "suites"
+
+    @property
     def qemu(self) -> Path:
         return self.root / "bin/qemu-system-x86_64"
 
@@ -129,7 +136,8 @@ def _only(folder: Path, pattern: str) -> Path:
 def cache() -> Cache:
     """The cache of this checkout, or the one that VIRTIOFS_VM_CACHE names."""
     named = os.environ.get("VIRTIOFS_VM_CACHE")
-    return Cache(Path(named).absolute() if named else HERE.parents[1] / ".cache/vm")
+    # As the stamps name it: work trees that share a cache by a link make it once.
+    return Cache((Path(named) if named else HERE.parents[1] / ".cache/vm").resolve())
 
 
 def packages() -> dict[str, Any]:
@@ -202,6 +210,7 @@ def _parts(root: Path, wanted: dict[str, Any]) -> list[_Part]:
 
     return [
         part("sid", _fill_tree, wanted["tree"]),
+        part("suites", _fill_suites, wanted["suites"] | {"over": wanted["tree"]["packages"]}),
         *(part(f"kernels/{name}", _fill_kernel, spec) for name, spec in wanted["kernels"].items()),
         part("virtiofsd-c", _fill_package, wanted["virtiofsd-c"]),
         # Last, for it looks into the tree; made again when the tree was, or when the cache was moved.
@@ -224,12 +233,6 @@ def _fill_tree(apt: Apt, folder: Path, spec: dict[str, Any]) -> str:
         raise ProvisionError(f"one Python expected in {suite.name}, found {pythons}")
     names += [name.format(python=pythons[0]) for name in spec["extra"]]
     summary = suite.unpack(names, folder)
-    # A guest's programs run as root. On the host nobody shall find a setuid program here.
-    for at, _, files in os.walk(folder):
-        for name in files:
-            mode = os.lstat(f"{at}/{name}").st_mode
-            if stat.S_ISREG(mode) and mode & (stat.S_ISUID | stat.S_ISGID):
-                os.chmod(f"{at}/{name}", stat.S_IMODE(mode) & ~(stat.S_ISUID | stat.S_ISGID))
     # Debian compiles the library when it installs Python. Without it every start of Python in a guest would.
     python = folder / f"usr/bin/python{pythons[0]}"
     library = folder / f"usr/lib/python{pythons[0]}"
@@ -240,8 +243,7 @@ def _fill_tree(apt: Apt, folder: Path, spec: dict[str, Any]) -> str:
     compiled = subprocess.run([*linker, *compiler], env=home, capture_output=True, text=True, check=False)
     if compiled.returncode != 0:
         raise ProvisionError(f"compiling {library}: {compiled.stdout.strip()[-200:]}")
-    for unused in ("usr/share/doc", "usr/share/man", "usr/share/info", "usr/share/locale"):
-        shutil.rmtree(folder / unused, ignore_errors=True)
+    _tidy(folder)
     # What maintainer scripts would have made, as far as a guest's programs want it.
     for master in ("passwd", "group"):
         shutil.copy(folder / f"usr/share/base-passwd/{master}.master", folder / f"etc/{master}")
@@ -252,6 +254,33 @@ def _fill_tree(apt: Apt, folder: Path, spec: dict[str, Any]) -> str:
         (folder / "usr/bin/awk").symlink_to("gawk")
     for mount_point in ("dev", "mnt", "proc", "root", "run", "sys", "tmp", "var/tmp"):
         (folder / mount_point).mkdir(parents=True, exist_ok=True)
+    return summary
+
+
+def _tidy(folder: Path) -> None:
+    for unused in ("usr/share/doc", "usr/share/man", "usr/share/info", "usr/share/locale"):
+        shutil.rmtree(folder / unused, ignore_errors=True)
+    # A guest's programs run as root. On the host nobody shall find a setuid program here.
+    for at, _, files in os.walk(folder):
+        for name in files:
+            mode = os.lstat(f"{at}/{name}").st_mode
+            if stat.S_ISREG(mode) and mode & (stat.S_ISUID | stat.S_ISGID):
+                os.chmod(f"{at}/{name}", stat.S_IMODE(mode) & ~(stat.S_ISUID | stat.S_ISGID))
+
+
+def _fill_suites(apt: Apt, folder: Path, spec: dict[str, Any]) -> str:
+    suite = apt.suite(spec["suite"])
+    below = set(suite.closure(spec["over"]))
+    names = [name for name in suite.closure(spec["packages"]) if name not in below]
+    unwanted = [name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in spec["without"])]
+    summary = suite.unpack([name for name in names if name not in unwanted], folder)
+    for crate, version in spec["crates"].items():
+        command = ["cargo", "install", "--quiet", "--locked", "--root", f"{folder}/usr", "--version", version, crate]
+        built = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        if built.returncode != 0:
+            raise ProvisionError(f"{' '.join(command)}: {' '.join(built.stderr.splitlines()[-1:])}")
+        summary += f", {crate} {version}"
+    _tidy(folder)
     return summary
 
 

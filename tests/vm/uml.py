@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from . import provision
 from .guest import Guest, Share, initramfs
@@ -18,16 +19,32 @@ _turn = itertools.count()
 
 
 class Uml(Guest):
-    """A UML guest with its ``shares`` mounted. ``memory`` as the kernel's ``mem=`` takes it."""
+    """A UML guest with its ``shares`` mounted. ``memory`` as the kernel's ``mem=`` takes it.
 
-    def __init__(self, shares: Sequence[Share], *, memory: str = "512M", boot_timeout: float = 60) -> None:
+    ``disks`` are images, which the guest sees as ``/dev/ubda`` and so on. ``over`` is a folder that lies over the tree in the
+    guest's root, which is writable then (what is written is lost with the guest).
+    """
+
+    def __init__(
+        self,
+        shares: Sequence[Share],
+        *,
+        memory: str = "512M",
+        disks: Sequence[Path] = (),
+        over: Path | None = None,
+        boot_timeout: float = 60,
+    ) -> None:
         super().__init__(shares, boot_timeout)
         self.memory = memory
+        self.disks = tuple(disks)
+        self.over = over
 
     def _command(self, channel: int, resources: contextlib.ExitStack) -> list[str]:
         cache = provision.cache()
         initrd = self.scratch / "initrd"
-        initrd.write_bytes(initramfs(cache.busybox, cache.uml_modules, ["virtiofs"]))
+        initrd.write_bytes(
+            initramfs(cache.busybox, cache.uml_modules, ["virtiofs", "overlay"] if self.over else ["virtiofs"])
+        )
         # One CPU for the kernel and its processes, which run by turns: a system call takes a third of the time. Each
         # guest takes the next CPU.
         cpus = sorted(os.sched_getaffinity(0))
@@ -38,7 +55,7 @@ class Uml(Guest):
             "seccomp=auto",
             f"initrd={initrd}",
             "rdinit=/init",
-            f"guest.root=hostfs:{cache.tree}",
+            f"guest.root=hostfs:{cache.tree}" + (f",{self.over}" if self.over else ""),
             "guest.channel=/dev/tty1",
             "con=null",
             "con0=null,fd:2",
@@ -49,5 +66,6 @@ class Uml(Guest):
             "panic=-1",
             f"uml_dir={self.scratch}",
             "umid=guest",
+            *(f"ubd{index}={image}" for index, image in enumerate(self.disks)),
             *(f"virtio_uml.device={share.socket}:26:{index}" for index, share in enumerate(self.shares)),
         ]

@@ -1,0 +1,70 @@
+"""pjdfstest: what POSIX promises of system calls on files, as root and as other users, with a test for each errno."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+
+from tests.posix.runner import FAILED, NOT_RUN, OK, Result
+from tests.vm.guest import GuestError
+
+from . import Boot
+
+_PLAN = re.compile(r"1\.\.(\d+)(?:\s*#\s*skip\S*\s*(.*))?", re.IGNORECASE)
+_TEST = re.compile(r"(not )?ok (\d+)\s*-?\s*(.*)")
+
+# Most of them sleep most of the time, so that times differ: as many run at once, each in a directory of its own.
+TOGETHER = 8
+TOGETHER_SCRIPT = """
+for file in {files}; do
+    place=${{file//\\//-}}
+    mkdir "/mnt/test/$place"
+    (cd "/mnt/test/$place" && bash "/suites/pjdfstest/tests/$file" > "/tmp/$place" 2>&1 || true) &
+done
+wait
+for file in {files}; do echo "@@ $file"; cat "/tmp/${{file//\\//-}}"; done
+"""
+
+
+class Pjdfstest:
+    """The built suite, which the guest has as ``/suites/pjdfstest``; ``only`` is a shell pattern of its test files."""
+
+    name = "pjdfstest"
+    folder = "pjdfstest"
+
+    def __init__(self, only: str = "*/*.t") -> None:
+        self.only = only
+
+    def run(self, boot: Boot) -> Iterator[Result]:
+        with boot() as ground:
+            files = ground.guest.check(f"cd /suites/pjdfstest/tests\nprintf '%s\\n' {self.only}").split()
+            for batch in (files[at : at + TOGETHER] for at in range(0, len(files), TOGETHER)):
+                try:
+                    done = ground.guest.run(TOGETHER_SCRIPT.format(files=" ".join(batch)), timeout=600)
+                except GuestError as error:
+                    yield Result(batch[0], FAILED, f"the guest did not survive it: {str(error).splitlines()[0]}")
+                    return
+                for printed in done.output.split("@@ ")[1:]:
+                    file, *lines = printed.splitlines()
+                    yield from judge(file, lines)
+            yield from ground.health()
+
+
+def judge(file: str, lines: Iterable[str]) -> Iterator[Result]:
+    """The results in what a file printed, in the Test Anything Protocol: one for each test that its plan promises."""
+    planned: int | None = None
+    seen = 0
+    last = ""
+    for line in lines:
+        last = line or last
+        if plan := _PLAN.fullmatch(line.strip()):
+            planned = int(plan[1])
+            if planned == 0:
+                yield Result(file, NOT_RUN, plan[2] or "skipped")
+        elif test := _TEST.fullmatch(line.strip()):
+            seen += 1
+            # A test that its authors expect to fail says so, as "# TODO": it is no result.
+            failed = bool(test[1]) and "# TODO" not in test[3]
+            yield Result(f"{file}:{test[2]}", FAILED if failed else OK, test[3] if failed else "")
+    if planned is None or seen != planned:
+        yield Result(file, FAILED, f"{seen} of {planned or 'unknown'} tests ran; the last line: {last.strip()}")

@@ -1,0 +1,100 @@
+"""xfstests: the generic tests that file systems of the kernel are judged by."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tests.conformance.ground import Ground
+from tests.posix.runner import FAILED, NOT_RUN, OK, Result
+from tests.vm.guest import GuestError
+
+from . import Boot
+
+GENERIC = tuple(
+    number
+    for line in Path(__file__).with_name("generic.txt").read_text().splitlines()
+    if not line.startswith("#")
+    for number in line.split()
+)
+"""Numbers of the generic tests that can run on a share."""
+
+# A test that takes longer than this hangs: the slowest takes two minutes here.
+PATIENCE = 600
+_USERS = ("fsgqa", "fsgqa2", "123456-fsgqa")
+
+
+class Xfstests:
+    """The built suite, which the guest has as ``/suites/xfstests``; ``tests`` are numbers of generic tests."""
+
+    name = "xfstests"
+    folder = "xfstests"
+
+    def __init__(self, tests: Sequence[str] = GENERIC) -> None:
+        self.tests = tuple(tests)
+
+    def run(self, boot: Boot) -> Iterator[Result]:
+        left = list(self.tests)
+        while left:
+            with boot() as ground:
+                prepare(ground)
+                while left:
+                    test = f"generic/{left.pop(0)}"
+                    try:
+                        yield self._one(ground, test)
+                    except GuestError as error:
+                        # The guest is gone; the others get a new one.
+                        yield Result(test, FAILED, f"the guest did not survive it: {str(error).splitlines()[0]}")
+                        break
+                else:
+                    yield from ground.health()
+
+    def _one(self, ground: Ground, test: str) -> Result:
+        done = ground.guest.run(f"{_environment(ground)}\n./check {test} 2>&1", timeout=PATIENCE)
+        return judge(test, done.output)
+
+
+def prepare(ground: Ground) -> None:
+    """Give the guest the users that the tests want, and memory for their notes."""
+    for number, user in enumerate(_USERS):
+        entry = f"{user}:x:{2000 + number}:{2000 + number}::/tmp:/bin/bash"
+        ground.guest.check(f"echo {entry} >> /etc/passwd\necho {user}:x:{2000 + number}: >> /etc/group")
+    # Debian writes PAM's files when it installs; root may become anybody.
+    rules = "auth sufficient pam_rootok.so\naccount required pam_permit.so\nsession required pam_permit.so"
+    ground.guest.check(
+        f"mkdir -p /tmp/results /etc/pam.d\nfor name in su su-l runuser other; do echo '{rules}' > /etc/pam.d/$name; done"
+    )
+
+
+def _environment(ground: Ground) -> str:
+    values = {
+        "FSTYP": ground.fstyp,
+        "TEST_DEV": ground.devices[0],
+        "TEST_DIR": "/mnt/test",
+        "SCRATCH_DEV": ground.devices[1],
+        "SCRATCH_MNT": "/mnt/scratch",
+        "RESULT_BASE": "/tmp/results",
+        # Random programs do less of the same in this much.
+        "SOAK_DURATION": "20",
+    }
+    exports = "\n".join(f"export {name}={shlex.quote(value)}" for name, value in values.items())
+    return f"cd /suites/xfstests\n{exports}"
+
+
+def judge(test: str, output: str) -> Result:
+    """The result of one test in what ``check`` printed about it."""
+    found = re.search(rf"^{test}\b(.*(?:\n(?!Ran:|Not run:|Failures:).*)*)", output, re.MULTILINE)
+    if found is None:
+        return Result(test, FAILED, f"check did not get there: {_short(output)}")
+    said = found[1]
+    if reason := re.search(r"\[not run\] (.*)", said):
+        return Result(test, NOT_RUN, reason[1].strip())
+    if re.search(rf"^Failures: .*{test}", output, re.MULTILINE) or "Passed all" not in output:
+        return Result(test, FAILED, _short(said))
+    return Result(test, OK)
+
+
+def _short(text: str) -> str:
+    return " ".join(text.split())[:300]

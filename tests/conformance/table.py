@@ -1,0 +1,97 @@
+"""docs/conformance.md, from the records."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+
+from tests.posix.comparison import Verdict, compare
+from tests.posix.runner import FAILED, NOT_RUN, OK
+
+from .expected import DIFFERENCES
+from .ground import CONTROL, SETUPS
+from .record import Record
+
+Records = Mapping[tuple[str, str], Record]
+
+HEAD = """\
+# Conformance
+
+Suites that others wrote, run in a guest on our shares and, as the control, on a local disk of the same guest: ext4 both times,
+the share over a directory of it. Written by `make conformance`; CONTRIBUTING.md says how to run it.
+
+*Passed*, *failed* and *not run* are of the share; in brackets, of the control. *Differ* counts the tests that pass on the
+control and not on the share: each is listed below with its reason, and is a fault when it has none.
+
+"""
+WORDS = (OK, FAILED, NOT_RUN)
+
+
+def verdict(records: Records, suite: str, setup: str) -> Verdict:
+    """The share's results judged by the control's."""
+    share, control = records[suite, setup], records.get((suite, CONTROL))
+    if control is None:
+        return Verdict(missing=[f"{suite}: no results of the control"])
+    return compare(control.results, share.results, DIFFERENCES[suite], setup)
+
+
+def table(records: Records, suites: Mapping[str, str]) -> str:
+    """The page; ``suites`` are all there are, each with a word of what it is."""
+    lines = ["| suite | share | passed | failed | not run | differ | kernel | commit, date | suite's commit |"]
+    lines += ["|---|---|--:|--:|--:|--:|---|---|---|"]
+    for suite in suites:
+        shares = [setup for setup in SETUPS if (suite, setup) in records]
+        if not shares:
+            lines.append(f"| {suite} | | | | not run | | | | |")
+        control = records.get((suite, CONTROL))
+        for setup in shares:
+            share = records[suite, setup]
+            found = verdict(records, suite, setup)
+            cells = [f"{share.count(word)} ({control.count(word) if control else '-'})" for word in WORDS]
+            differ = str(len(found.expected) + len(found.worse))
+            what = [share.kernel, f"{share.commit}, {share.date}", share.version]
+            lines.append(f"| {' | '.join([suite, setup, *cells, differ, *what])} |")
+    return HEAD + "\n".join(lines) + "\n" + _suites(suites) + _differences(records) + _not_run(records)
+
+
+def _suites(suites: Mapping[str, str]) -> str:
+    return "\n" + "".join(f"- **{name}**: {what}\n" for name, what in suites.items())
+
+
+def _differences(records: Records) -> str:
+    """Tests that pass on the control and not on the share, with the shares they differ on."""
+    rows: dict[tuple[str, str, str, str], list[str]] = defaultdict(list)
+    for (suite, setup), share in records.items():
+        control = records.get((suite, CONTROL))
+        if setup == CONTROL or control is None:
+            continue
+        passed = {result.name for result in control.results if result.result == OK}
+        reasons = {row.name: row.reason for row in DIFFERENCES[suite]}
+        for result in share.results:
+            if result.result != OK and result.name in passed:
+                reason = reasons.get(result.name, f"**unexplained**: {result.why}")
+                rows[suite, result.name, result.result, reason].append(setup)
+    if not rows:
+        return "\n## Differences from the control\n\nNone.\n"
+    lines = ["\n## Differences from the control\n", "| suite | test | | on | why |", "|---|---|---|---|---|"]
+    for (suite, name, result_word, reason), setups in sorted(rows.items()):
+        lines.append(f"| {suite} | {name} | {result_word} | {', '.join(setups)} | {reason} |")
+    return "\n".join(lines) + "\n"
+
+
+def _not_run(records: Records) -> str:
+    """What neither runs on the share nor on the control, by reason."""
+    rows: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for (suite, setup), share in records.items():
+        control = records.get((suite, CONTROL))
+        if setup == CONTROL or control is None:
+            continue
+        passed = {result.name for result in control.results if result.result == OK}
+        for result in share.results:
+            if result.result == NOT_RUN and result.name not in passed:
+                rows[suite, result.why].add(result.name)
+    if not rows:
+        return ""
+    lines = ["\n## Not run on either\n", "| suite | tests | why |", "|---|---|---|"]
+    lines += [f"| {suite} | {' '.join(sorted(names))} | {why} |" for (suite, why), names in sorted(rows.items())]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,91 @@
+"""How `make conformance` reads what suites print, and what it makes of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.conformance import record, table
+from tests.conformance.ground import CONTROL
+from tests.conformance.record import Record, Store
+from tests.conformance.suites import pjdfstest, xfstests
+from tests.posix.runner import FAILED, NOT_RUN, OK, Result
+
+CHECK = """\
+FSTYP         -- virtiofs
+PLATFORM      -- Linux/x86_64 guest 7.2.7
+MKFS_OPTIONS  -- conformance-scratch
+MOUNT_OPTIONS -- conformance-scratch /mnt/scratch
+
+generic/013       {said}
+Ran: generic/013
+{end}
+"""
+
+
+def test_pjdfstest_has_a_result_for_each_test_that_was_planned() -> None:
+    lines = ["1..3", "ok 1", "not ok 2 - tried 'open x', expected 0, got EIO", "not ok 3 # TODO known upstream"]
+    assert list(pjdfstest.judge("open/00.t", lines)) == [
+        Result("open/00.t:1", OK),
+        Result("open/00.t:2", FAILED, "tried 'open x', expected 0, got EIO"),
+        Result("open/00.t:3", OK),
+    ]
+
+
+def test_pjdfstest_that_ends_early_has_failed() -> None:
+    *_, last = pjdfstest.judge("open/00.t", ["1..3", "ok 1", "Killed"])
+    assert last == Result("open/00.t", FAILED, "1 of 3 tests ran; the last line: Killed")
+    (only,) = pjdfstest.judge("open/00.t", ["bash: pjdfstest: not found"])
+    assert only.result == FAILED
+
+
+def test_pjdfstest_that_has_no_plan_here_is_not_run() -> None:
+    assert list(pjdfstest.judge("chflags/00.t", ["1..0 # SKIP no flags"])) == [
+        Result("chflags/00.t", NOT_RUN, "no flags")
+    ]
+
+
+def test_xfstests_are_judged_by_what_check_says_in_the_end() -> None:
+    def judge(said: str, end: str) -> Result:
+        return xfstests.judge("generic/013", CHECK.format(said=said, end=end))
+
+    assert judge("4s ...  5s", "Passed all 1 tests") == Result("generic/013", OK)
+    assert judge("[not run] no reflink", "Not run: generic/013\nPassed all 1 tests") == Result(
+        "generic/013", NOT_RUN, "no reflink"
+    )
+    failed = judge("- output mismatch (see x)\n    --- y\n    +++ z", "Failures: generic/013\nFailed 1 of 1 tests")
+    assert failed == Result("generic/013", FAILED, "- output mismatch (see x) --- y +++ z")
+    assert judge("_check_dmesg: something found", "Failures: generic/013\nFailed 1 of 1 tests").result == FAILED
+    assert xfstests.judge("generic/013", "common/rc: cannot mount\n").result == FAILED
+
+
+def test_the_list_of_generic_tests_is_sorted_and_has_none_twice() -> None:
+    assert list(xfstests.GENERIC) == sorted(set(xfstests.GENERIC))
+    assert all(len(number) == 3 and number.isdecimal() for number in xfstests.GENERIC)
+
+
+def _record(setup: str, *results: Result) -> Record:
+    return Record("fsx", setup, "2026-01-02", "abc", "7.2", "def", results)
+
+
+def test_the_page_counts_and_names_what_differs_from_the_control() -> None:
+    records = {
+        ("fsx", CONTROL): _record(CONTROL, Result("a", OK), Result("b", OK), Result("c", FAILED, "x")),
+        ("fsx", "auto"): _record("auto", Result("a", OK), Result("b", FAILED, "lost"), Result("c", FAILED, "y")),
+    }
+    page = table.table(records, {"fsx": "random", "other": "not there"})
+    assert "| fsx | auto | 1 (2) | 2 (1) | 0 (0) | 1 | 7.2 | abc, 2026-01-02 | def |" in page
+    assert "| other | | | | not run | | | | |" in page
+    assert "| fsx | b | failed | auto | **unexplained**: lost |" in page
+    assert table.verdict(records, "fsx", "auto").faults() == ["b: failed: lost"]
+
+
+def test_a_share_without_a_control_is_a_fault() -> None:
+    assert table.verdict({("fsx", "auto"): _record("auto", Result("a", OK))}, "fsx", "auto").faults() != []
+
+
+def test_records_are_kept_and_replaced(tmp_path: Path) -> None:
+    store = Store(tmp_path / "kept")
+    store.save(record.record("fsx", "auto", "7.2", tmp_path, [Result("a", OK)]))
+    again = record.record("fsx", "auto", "7.3", tmp_path, [Result("a", FAILED, "why")])
+    store.save(again)
+    assert store.load() == {("fsx", "auto"): again}
