@@ -12,16 +12,17 @@ from pathlib import Path
 import pytest
 
 from tests.daemon import COMMAND, Start, virtiofs
-from virtiofs import ALWAYS, METADATA, NONE, Config, ConfigError, cli, compat
+from virtiofs import ALWAYS, METADATA, NONE, ConfigError, Share, cli, compat
 from virtiofs.testing import Guest
 from virtiofs.xattrmap import parse
 
 
-def config(*arguments: str) -> Config:
+def config(*arguments: str) -> Share:
     """What `virtiofs serve` makes of its arguments."""
     parsed = cli._parser().parse_args(["serve", *compat.expand(list(arguments))])
     compat.check(parsed)
-    return cli._config(parsed)
+    (share,) = cli._config(parsed).shares
+    return share
 
 
 def test_serves(start: Start, share: Path, tmp_path: Path) -> None:
@@ -77,7 +78,7 @@ def test_options_of_the_c_virtiofsd() -> None:
 
 def test_options() -> None:
     given = config("/dir", "--socket", "/s")
-    assert given == Config(directory="/dir", socket="/s")
+    assert given == Share(directory="/dir", socket="/s")
     assert config("/dir", "--socket", "/s", "--cache", "never").cache is NONE
     assert config("/dir", "--socket", "/s", "--cache", "always").cache is ALWAYS
     assert config("/dir", "--socket", "/s", "--cache=metadata", "--attr-timeout=2").cache == METADATA.replace(
@@ -89,7 +90,7 @@ def test_options() -> None:
         *("--no-readdirplus", "--no-killpriv-v2", "--request-queues", "7", "--once", "--socket-mode=660"),
         *("--socket-group=kvm", "--thread-pool-size=3", "--allow-direct-io", "--writeback"),
     )
-    assert given == Config(
+    assert given == Share(
         directory="/dir",
         socket="/s",
         read_only=True,

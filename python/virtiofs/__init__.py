@@ -5,7 +5,7 @@ import warnings
 from . import _core
 from ._core import __version__
 from .cache import ALWAYS, AUTO, METADATA, NONE, Cache
-from .config import Config
+from .config import Config, Share
 from .errors import ConfigError, ProtocolError, VirtiofsError
 from .mounts import Mount, mount
 from .passthrough import Passthrough
@@ -28,6 +28,7 @@ __all__ = [
     "Passthrough",
     "ProtocolError",
     "Server",
+    "Share",
     "Statfs",
     "Stats",
     "VirtiofsError",

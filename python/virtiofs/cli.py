@@ -2,18 +2,21 @@
 
 import argparse
 import json
+import os
 import shlex
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Final, Never
 
 from . import _core, cache, compat, xattrmap
-from .config import Config, inherited_fd
+from .config import Config, Share, inherited_fd, level, names_class
 from .errors import ConfigError, hinted, one_line
 from .host import raise_open_files
 from .mounts import FLAGS, Mount
-from .server import default_request_queues
+from .server import Server, default_request_queues
+from .signals import until_signal
 
 USAGE: Final = 2
 """Exit status when nothing was served because of what was asked for."""
@@ -35,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if given[:1] == ["serve"]:
             given = compat.expand(given)
-        parsed = _parser().parse_args(given)
+        parsed = _parser().parse_args(given, argparse.Namespace(argv=given))
         return int(parsed.command(parsed))
     except (ConfigError, OSError) as error:
         print(f"virtiofs: error: {one_line(error)}", file=sys.stderr)
@@ -69,6 +72,10 @@ def _serve_options(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=_serve)
     parser.add_argument("directory", nargs="?", metavar="DIR", help="directory to share")
     parser.add_argument("--shared-dir", metavar="DIR", help="the same, as an option")
+    parser.add_argument(
+        "--config", metavar="FILE", help="serve the shares in this file (TOML), options taking precedence over it"
+    )
+    parser.add_argument("--check", action="store_true", help="say what would be served, or what is wrong, and exit")
 
     group = parser.add_argument_group("socket")
     group.add_argument("--socket", "--socket-path", metavar="PATH", help="vhost-user socket to make")
@@ -174,32 +181,43 @@ def _serve(arguments: argparse.Namespace) -> int:
         return 0
     warnings = compat.check(arguments)
     config = _config(arguments)
-    server = config.server()
-    _log_to(arguments)
-    raise_open_files(arguments.rlimit_nofile)
+    servers = config.servers()
+    if arguments.check:
+        for share, server in zip(config.shares, servers, strict=True):
+            print(f"{share.origin or 'share'}: {server.fs!r} as {server.tag!r} at {server.path or f'fd {share.fd}'}")
+        return 0
+    _log_to(config)
+    raise_open_files(config.rlimit_nofile)
     for warning in warnings:
         _core.log("warn", warning)
 
-    def started() -> None:
-        where = server.path or f"fd {config.fd}"
-        _core.log("info", "serving", directory=server.fs.directory, tag=server.tag, socket=where)
-        _core.log("info", f"start a guest with: {server.qemu_line()}")
-        _core.log("info", f"in the guest: mount -t virtiofs {shlex.quote(server.tag)} /mnt")
+    def begin() -> list[Server]:
+        for share, server in zip(config.shares, servers, strict=True):
+            server.start()
+            what = {"directory": server.fs.directory} if share.fs is None else {"fs": share.fs}
+            _core.log("info", "serving", **what, tag=server.tag, socket=server.path or f"fd {share.fd}")
+            _core.log("info", f"start a guest with: {server.qemu_line()}")
+            _core.log("info", f"in the guest: mount -t virtiofs {shlex.quote(server.tag)} /mnt")
+        return servers
 
     try:
-        number = server.run(started)
+        number = until_signal(begin)
         if number is not None:
             _core.log("info", "ending", signal=signal.Signals(number).name)
     finally:
-        server.close()
+        for server in servers:
+            server.close()
     return 0
 
 
 def _config(arguments: argparse.Namespace) -> Config:
-    """Returns what the options of `serve` say."""
-    directories = [name for name in (arguments.directory, arguments.shared_dir) if name is not None]
-    if len(directories) != 1:
-        wrong = "which one of two directories is to be shared?" if directories else "which directory is to be shared?"
+    """Returns what the options of `serve` say, and the file that they name."""
+    if arguments.config is not None:
+        config = Config.load(arguments.config)
+        return _overriding(config, arguments, _given(arguments.argv))
+    sources = [name for name in (arguments.directory, arguments.shared_dir) if name is not None]
+    if len(sources) != 1:
+        wrong = "which one of two directories is to be shared?" if sources else "which directory is to be shared?"
         raise hinted(ConfigError(wrong), "virtiofs serve DIR --socket PATH")
     socket, fd = arguments.socket, arguments.fd
     if socket is None and fd is None:
@@ -207,27 +225,66 @@ def _config(arguments: argparse.Namespace) -> Config:
     if (socket is None) == (fd is None):
         wrong = "no socket to serve at" if socket is None else "both --socket and --fd are given"
         raise hinted(ConfigError(wrong), "give --socket PATH, or --fd N for an inherited one")
-    return Config(
-        **_share(arguments),
-        directory=directories[0],
-        socket=socket,
-        fd=fd,
-        tag=arguments.tag,
-        request_queues=arguments.request_queues,
-        once=arguments.once,
-        socket_mode=arguments.socket_mode,
-        socket_group=arguments.socket_group,
-    )
+    share = Share(**_source(sources[0]), **_share(arguments), **_device(arguments), socket=socket, fd=fd)
+    return Config(shares=(share,), **_process(arguments))
 
 
-def _share(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Returns what the options of `_share_options` say, by the names of `Config`."""
-    for option in ("posix_acl", "security_label"):
-        value = getattr(arguments, option)
-        if value not in ("never", "auto", "always"):
-            spelling = "--" + option.replace("_", "-")
-            raise ConfigError(f"{spelling}: unknown value {value!r}: choose one of never, auto, always")
-    mode = cache.mode(arguments.cache)
+_FIELDS: Final = {
+    "thread_pool_size": "slow_threads",
+    "readonly": "read_only",
+    "inode_file_handles": "node_descriptors",
+}
+"""Options that are not called as what they set."""
+
+
+def _overriding(config: Config, arguments: argparse.Namespace, given: set[str]) -> Config:
+    """Returns `config` with the options that were given in place of what it says."""
+    for option in ("directory", "shared_dir", "socket", "fd", "tag"):
+        if option in given and (len(config.shares) > 1 or option in ("directory", "shared_dir", "fd")):
+            spelling = "DIR" if option == "directory" else "--" + option.replace("_", "-")
+            raise hinted(ConfigError(f"{spelling} cannot be given beside --config"), f"say it in {arguments.config}")
+    mode_given = given & {"cache", "timeout", "attr_timeout", "entry_timeout", "negative_timeout"}
+    named = {_FIELDS.get(option, option) for option in given}
+    device = _device(arguments) | {"socket": arguments.socket}
+    shares = []
+    for share in config.shares:
+        settings = _share(arguments) | device
+        changes = {name: value for name, value in settings.items() if name in named}
+        if mode_given:
+            base = cache.mode(arguments.cache) if "cache" in given else share.cache
+            changes["cache"] = _timed(base, arguments)
+        shares.append(replace(share, **changes))
+    process = {name: value for name, value in _process(arguments).items() if name in given}
+    return replace(config, shares=tuple(shares), **process)
+
+
+def _given(argv: Sequence[str]) -> set[str]:
+    """Returns the options of `serve` that `argv` names."""
+    parser = _Parser(allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    _serve_options(parser)
+    for action in parser._actions:
+        action.default = argparse.SUPPRESS
+    return set(vars(parser.parse_args(argv[1:]))) - {"command"}
+
+
+def _source(name: str) -> dict[str, Any]:
+    """Returns what a directory, or a class as module:Class, is by the names of `Share`."""
+    return {"fs": name} if names_class(name) and not os.path.exists(name) else {"directory": name}
+
+
+def _device(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Returns what the options of the device and its socket say, by the names of `Share`."""
+    names = ("tag", "request_queues", "once", "socket_mode", "socket_group")
+    return {name: getattr(arguments, name) for name in names}
+
+
+def _process(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Returns what the options of `_log_options` say, by the names of `Config`."""
+    return {name: getattr(arguments, name) for name in ("log_level", "syslog", "rlimit_nofile")}
+
+
+def _timed(mode: cache.Cache, arguments: argparse.Namespace) -> cache.Cache:
+    """Returns `mode` with the timeouts that the options ask for."""
     timeouts = {}
     for name in ("attr_timeout", "entry_timeout", "negative_timeout"):
         value = getattr(arguments, name)
@@ -235,9 +292,19 @@ def _share(arguments: argparse.Namespace) -> dict[str, Any]:
             value = arguments.timeout
         if value is not None:
             timeouts[name] = value
+    return mode.replace(**timeouts) if timeouts else mode
+
+
+def _share(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Returns what the options of `_share_options` say, by the names of `Share`."""
+    for option in ("posix_acl", "security_label"):
+        value = getattr(arguments, option)
+        if value not in ("never", "auto", "always"):
+            spelling = "--" + option.replace("_", "-")
+            raise ConfigError(f"{spelling}: unknown value {value!r}: choose one of never, auto, always")
     return {
         "slow_threads": arguments.thread_pool_size or 16,
-        "cache": mode.replace(**timeouts) if timeouts else mode,
+        "cache": _timed(cache.mode(arguments.cache), arguments),
         "read_only": arguments.readonly,
         "writeback": arguments.writeback,
         "xattr": arguments.xattr,
@@ -256,20 +323,22 @@ def _share(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _mount(arguments: argparse.Namespace) -> int:
-    config = Config(directory=arguments.directory, **_share(arguments))
+    share = Share(**_source(arguments.directory), **_share(arguments))
+    config = Config(shares=(share,), **_process(arguments))
     served = Mount(
-        config.filesystem(),
+        share.filesystem(),
         arguments.mountpoint,
         options=[option for option in arguments.options.split(",") if option],
         allow_other=arguments.allow_other,
         threads=arguments.threads,
-        slow_threads=config.slow_threads,
+        slow_threads=share.slow_threads,
     )
-    _log_to(arguments)
-    raise_open_files(arguments.rlimit_nofile)
+    _log_to(config)
+    raise_open_files(config.rlimit_nofile)
 
     def started() -> None:
-        _core.log("info", "mounted", directory=config.directory, path=served.path)
+        what = {"directory": share.directory} if share.fs is None else {"fs": share.fs}
+        _core.log("info", "mounted", **what, path=served.path)
 
     try:
         number = served.run(started)
@@ -282,19 +351,15 @@ def _mount(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _log_to(arguments: argparse.Namespace) -> None:
-    level = {"err": "error", "warning": "warn"}.get(arguments.log_level, arguments.log_level)
-    if level not in ("off", "error", "warn", "info", "debug", "trace"):
-        raise ConfigError(
-            f"unknown log level {arguments.log_level!r}: choose one of off, error, warn, info, debug, trace"
-        )
-    if arguments.syslog:
+def _log_to(config: Config) -> None:
+    least = level(config.log_level)
+    if config.syslog:
         try:
-            _core.log_to_syslog(level)
+            _core.log_to_syslog(least)
         except OSError as error:
             raise hinted(ConfigError(f"there is no syslog to log to ({error})"), "leave --syslog out") from None
     else:
-        _core.log_to_stderr(level)
+        _core.log_to_stderr(least)
 
 
 def _octal(text: str) -> int:

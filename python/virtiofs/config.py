@@ -1,24 +1,34 @@
-"""The settings of a server, and the only place that reads them from the environment."""
+"""The settings of a daemon: its shares, and what holds for all of them. The only place that reads the environment."""
 
+import importlib
 import os
-from dataclasses import dataclass, field
-from typing import Final, Literal
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Final, Literal, cast
 
 from .cache import AUTO, Cache
-from .errors import ConfigError, hinted
+from .errors import ConfigError, hinted, one_line
 from .passthrough import Passthrough
 from .server import Server, default_request_queues
 from .xattrmap import XattrMap
 
+LEVELS: Final = ("off", "error", "warn", "info", "debug", "trace")
+"""What is logged: this and all before it."""
+
 _FIRST_INHERITED_FD: Final = 3  # SD_LISTEN_FDS_START of sd_listen_fds(3)
+_CLASS: Final = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Config:
-    """One share: a directory, how it is cached and who may reach it.
+class Share:
+    """One share: a directory or a file system of one's own, how it is cached and who may reach it.
 
     Args:
-        directory: The directory to share.
+        directory: The directory to share; None where `fs` needs none.
+        fs: A class, or whatever makes a file system when it is called, as ``module:Class``; None shares the directory as it is.
+            A subclass of `Passthrough` gets the directory and the settings that belong to it.
+        arguments: More keyword arguments for `fs`.
         socket: Path of the vhost-user socket to make; None with an inherited one.
         fd: Descriptor of an inherited socket; None to make one.
         tag: Name under which guests mount the share.
@@ -28,10 +38,28 @@ class Config:
         socket_group: Group of the socket; None leaves that of the process.
         slow_threads: Threads for requests that have to wait for a disk, at most.
         cache: What guests may keep.
-        read_only: As in `Passthrough`, like all that follow.
+        read_only: Refuse every change with EROFS.
+        writeback: Let guests collect writes and send them later.
+        xattr: Serve extended attributes.
+        xattrmap: Rules that rename them on the host.
+        posix_acl: Serve POSIX ACLs; takes `xattr` with it.
+        security_label: Give new files the security labels that the guest wants for them.
+        posix_lock: Take the fcntl locks of guests on the host.
+        flock: The same for flock.
+        node_descriptors: Descriptors for the files that one guest remembers, at most. None takes half the limit of open files,
+            0 is no limit.
+        allow_direct_io: Open host files with O_DIRECT where the guest's program does.
+        announce_submounts: Tell the guest where another file system of the host begins.
+        readdirplus: Offer listings that bring the attributes along.
+        killpriv_v2: Clear setuid and setgid at writes and truncations.
+        ownership: Who owns what a guest creates: `caller` insists on its user there, `auto` takes the user of this process
+            where it lacks the privileges.
+        origin: Where it was read, for messages.
     """
 
-    directory: str
+    directory: str | None = None
+    fs: str | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
     socket: str | None = None
     fd: int | None = None
     tag: str = "virtiofs"
@@ -55,27 +83,29 @@ class Config:
     readdirplus: bool = True
     killpriv_v2: bool = True
     ownership: Literal["auto", "caller"] = "auto"
+    origin: str | None = field(default=None, compare=False, repr=False)
 
     def filesystem(self) -> Passthrough:
-        """Returns the file system that is shared."""
-        return Passthrough(
-            self.directory,
-            self.cache,
-            read_only=self.read_only,
-            writeback=self.writeback,
-            xattr=self.xattr,
-            xattrmap=self.xattrmap,
-            posix_acl=self.posix_acl,
-            security_label=self.security_label,
-            posix_lock=self.posix_lock,
-            flock=self.flock,
-            node_descriptors=self.node_descriptors,
-            allow_direct_io=self.allow_direct_io,
-            announce_submounts=self.announce_submounts,
-            readdirplus=self.readdirplus,
-            killpriv_v2=self.killpriv_v2,
-            ownership=self.ownership,
-        )
+        """Returns the file system that is shared.
+
+        Raises:
+            ConfigError: There is no such class, or it does not take these settings.
+            OSError: The directory cannot be shared.
+        """
+        make = Passthrough if self.fs is None else find(self.fs)
+        if isinstance(make, type) and issubclass(make, Passthrough):
+            if self.directory is None:
+                raise hinted(ConfigError("which directory is to be shared?"), "name an existing one")
+            settings = {name: getattr(self, name) for name in SETTINGS}
+            return _made(make, self.fs, self.directory, self.cache, **settings, **self.arguments)
+        default = Share()
+        for name in ("directory", "cache", *SETTINGS):
+            if getattr(self, name) != getattr(default, name):
+                raise hinted(
+                    ConfigError(f"{self.fs} shares no directory of this host and takes no {name}"),
+                    "give it what it takes as arguments",
+                )
+        return _made(make, self.fs, **self.arguments)
 
     def server(self) -> Server:
         """Returns the server of the share, not started."""
@@ -90,6 +120,108 @@ class Config:
             socket_group=self.socket_group,
             slow_threads=self.slow_threads,
         )
+
+
+_names: Final = [field.name for field in fields(Share)]
+SETTINGS: Final = tuple(_names[_names.index("read_only") : _names.index("origin")])
+"""Settings of a share that are keyword arguments of `Passthrough`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """What one daemon serves.
+
+    Args:
+        shares: The shares. Locks of guests hold between all of them.
+        log_level: What is logged: off, error, warn, info, debug or trace.
+        syslog: Log to syslog instead of standard error.
+        rlimit_nofile: Limit of open files; None for the highest, 0 leaves it as it is.
+    """
+
+    shares: tuple[Share, ...]
+    log_level: str = "info"
+    syslog: bool = False
+    rlimit_nofile: int | None = None
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Config":
+        """Reads a configuration in TOML; docs/configuration.md has every key.
+
+        Raises:
+            ConfigError: Something in it is wrong; the message begins with file and line.
+            OSError: It cannot be read.
+        """
+        from .configfile import read
+
+        return read(os.fspath(path))
+
+    def servers(self) -> list[Server]:
+        """Returns the servers of all shares, not started.
+
+        Raises:
+            ConfigError: A share cannot be served.
+            OSError: Nor can what it names.
+        """
+        servers = []
+        for share in self.shares:
+            try:
+                servers.append(share.server())
+            except (ConfigError, OSError) as error:
+                if share.origin is None:
+                    raise
+                raise ConfigError(f"{share.origin}: {one_line(error)}") from error
+        return servers
+
+
+def level(name: str) -> Literal["off", "error", "warn", "info", "debug", "trace"]:
+    """Returns a level of the log by one of its names.
+
+    Raises:
+        ConfigError: There is none of this name.
+    """
+    called = {"err": "error", "warning": "warn"}.get(name, name)
+    if called not in LEVELS:
+        raise ConfigError(f"unknown log level {name!r}: choose one of {', '.join(LEVELS)}")
+    return cast(Literal["off", "error", "warn", "info", "debug", "trace"], called)
+
+
+def find(name: str) -> Callable[..., object]:
+    """Returns the class or function that is called `name`, as ``module:Class``.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if not names_class(name):
+        raise hinted(ConfigError(f"{name!r} names no class"), "write module:Class")
+    module, _, path = name.partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise hinted(ConfigError(f"{name}: {error}"), "set PYTHONPATH to where it is, or install it") from error
+    for part in path.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            raise ConfigError(f"{name}: {module} has no {part!r}") from None
+    if not callable(found):
+        raise hinted(ConfigError(f"{name} is not a class"), "name one, or a function that makes a file system")
+    return cast(Callable[..., object], found)
+
+
+def names_class(name: str) -> bool:
+    """Whether `name` looks like ``module:Class``."""
+    return _CLASS.fullmatch(name) is not None
+
+
+def _made(make: Callable[..., object], name: str | None, *arguments: object, **keywords: object) -> Passthrough:
+    """Calls `make` and checks what comes."""
+    try:
+        made = make(*arguments, **keywords)
+    except TypeError as error:
+        raise ConfigError(f"{name}: {error}") from error
+    if not isinstance(made, Passthrough):
+        raise ConfigError(f"{name} makes no file system, but {type(made).__name__}")
+    return made
 
 
 def inherited_fd() -> int | None:

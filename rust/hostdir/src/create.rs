@@ -71,7 +71,7 @@ impl HostDir {
             let host_flags = self.host_flags(&inode, flags)?;
             let caller = Caller::assume(cx, None, Rights::Plain)?;
             let _guard = if kill_suidgid && caller.is_oneself() { losing_suid(&inode)? } else { None };
-            let fd = self.open_inode(&inode, host_flags, flags).map_err(|error| match error {
+            let (fd, host_flags) = self.open_inode(&inode, host_flags, flags).map_err(|error| match error {
                 Error::Errno(libc::EACCES) => STALE,
                 error => error,
             })?;

@@ -5,11 +5,19 @@ use std::os::fd::OwnedFd;
 
 use rustix::fs::AtFlags;
 use virtiofs_fuse::wire::*;
-use virtiofs_fuse::{Context, Creation, DirBuffer, FileSystem, Held, Negotiated, Result, Segments, Settle, Wait};
+use virtiofs_fuse::{
+    Context, Creation, DirBuffer, FileSystem, Held, Negotiated, Opcode, Result, Segments, Settle, Wait,
+};
 
 use crate::HostDir;
 
 impl FileSystem for HostDir {
+    /// LSEEK while the guest holds dirty pages back: it asks without writing them first (`fuse_lseek`, `fs/fuse/file.c`), so
+    /// the host would take fresh data for a hole, and who copies by SEEK_DATA would lose it. On its own it takes all of a file for data.
+    fn lacks(&self) -> u64 {
+        if self.writeback() { 1 << Opcode::Lseek as u32 } else { 0 }
+    }
+
     fn read_only(&self) -> bool {
         self.config.read_only
     }
@@ -178,16 +186,16 @@ impl FileSystem for HostDir {
         self.op_access(cx, node, mask)
     }
 
-    fn fallocate(&self, _cx: &Context, _node: u64, args: &FallocateIn) -> Result<()> {
-        self.op_fallocate(args)
+    fn fallocate(&self, cx: &Context, _node: u64, args: &FallocateIn) -> Result<()> {
+        self.op_fallocate(cx, args)
     }
 
     fn lseek(&self, _cx: &Context, _node: u64, fh: u64, offset: u64, whence: u32) -> Result<u64> {
         self.op_lseek(fh, offset, whence)
     }
 
-    fn copy_file_range(&self, _cx: &Context, _node: u64, args: &CopyFileRangeIn) -> Result<u64> {
-        self.op_copy_file_range(args)
+    fn copy_file_range(&self, cx: &Context, _node: u64, args: &CopyFileRangeIn) -> Result<u64> {
+        self.op_copy_file_range(cx, args)
     }
 
     fn getlk(&self, _cx: &Context, _node: u64, args: &LkIn) -> Result<FileLock> {

@@ -22,6 +22,8 @@ pub(crate) struct FileHandle {
     pub(crate) plain: bool,
     /// The descriptor may write.
     pub(crate) writes: bool,
+    /// A lock was asked for through it.
+    pub(crate) locked: AtomicBool,
     /// RWF_NOWAIT is not for this file: reads run inline at once.
     pub(crate) no_nowait: AtomicBool,
     /// For pages that the guest writes back while `fd` bypasses the page cache; opened when first needed.
@@ -33,7 +35,16 @@ impl FileHandle {
         let direct = flags & libc::O_DIRECT != 0;
         let writes = flags & libc::O_ACCMODE != libc::O_RDONLY;
         let plain = flags == libc::O_RDONLY;
-        FileHandle { inode, fd, direct, plain, writes, no_nowait: AtomicBool::new(false), buffered: OnceLock::new() }
+        FileHandle {
+            inode,
+            fd,
+            direct,
+            plain,
+            writes,
+            locked: AtomicBool::new(false),
+            no_nowait: AtomicBool::new(false),
+            buffered: OnceLock::new(),
+        }
     }
 
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {

@@ -106,8 +106,9 @@ impl HostDir {
         fsync(self.directories.get(fh)?.fd(), datasync)
     }
 
-    pub(crate) fn op_fallocate(&self, args: &FallocateIn) -> Result<()> {
+    pub(crate) fn op_fallocate(&self, cx: &Context, args: &FallocateIn) -> Result<()> {
         let handle = self.files.get(args.fh)?;
+        let _guard = if is_privileged(cx) { None } else { losing_suid(&handle.inode)? };
         self.drop_capability(&handle.inode)?;
         let mode = FallocateFlags::from_bits_retain(args.mode);
         rustix::io::retry_on_intr(|| rustix::fs::fallocate(handle.fd(), mode, args.offset, args.length)).lift()
@@ -124,12 +125,13 @@ impl HostDir {
         rustix::fs::seek(handle.fd(), position).lift()
     }
 
-    pub(crate) fn op_copy_file_range(&self, args: &CopyFileRangeIn) -> Result<u64> {
+    pub(crate) fn op_copy_file_range(&self, cx: &Context, args: &CopyFileRangeIn) -> Result<u64> {
         let (from, to) = (self.files.get(args.fh_in)?, self.files.get(args.fh_out)?);
         if args.flags != 0 {
             return errno(libc::EINVAL);
         }
         self.drop_capability(&to.inode)?;
+        let _guard = if is_privileged(cx) { None } else { losing_suid(&to.inode)? };
         let (mut off_in, mut off_out) = (args.off_in, args.off_out);
         let len = usize::try_from(args.len).unwrap_or(usize::MAX);
         let copied = rustix::io::retry_on_intr(|| {
@@ -137,6 +139,12 @@ impl HostDir {
         });
         copied.map(|count| count as u64).lift()
     }
+}
+
+/// Whether the caller is taken to have CAP_FSETID, which keeps suid and sgid through a change. WRITE, SETATTR and OPEN tell;
+/// FALLOCATE and COPY_FILE_RANGE do not, and leave clearing to the server all the same (`fuse_setattr`, `fs/fuse/dir.c`).
+fn is_privileged(cx: &Context) -> bool {
+    cx.uid == 0
 }
 
 fn fsync(fd: BorrowedFd<'_>, datasync: bool) -> Result<()> {

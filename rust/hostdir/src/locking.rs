@@ -1,12 +1,14 @@
 //! GETLK, SETLK, SETLKW: locks on files of this share, in the company of all guests and of the host.
 
 use std::os::fd::OwnedFd;
+use std::sync::atomic::Ordering;
 
 use rustix::fs::OFlags;
-use virtiofs_fuse::wire::{FileLock, FlushIn, LkIn, ReleaseIn, bits};
+use virtiofs_fuse::wire::{FileLock, FlushIn, LkIn};
 use virtiofs_fuse::{Error, Result, Wait};
 
 use crate::HostDir;
+use crate::handles::FileHandle;
 use crate::inodes::Inode;
 use crate::locks::{Asked, FileKey};
 
@@ -22,6 +24,7 @@ impl HostDir {
 
     pub(crate) fn op_setlk(&self, args: &LkIn, wait: bool) -> Result<Option<Wait>> {
         let handle = self.files.get(args.fh)?;
+        handle.locked.store(true, Ordering::Relaxed);
         let open = || self.open_for_locks(&handle.inode);
         Ok(match self.locks.set(self.session, key(&handle.inode), args, wait, open)? {
             Asked::Settled => None,
@@ -32,14 +35,16 @@ impl HostDir {
     /// A close in the guest: POSIX locks of the process go, through whichever descriptor it had them (fcntl_locking(2)).
     pub(crate) fn drop_posix_locks(&self, inode: &Inode, args: &FlushIn) {
         if self.host_locks() {
-            self.locks.forget_owner(self.session, key(inode), args.lock_owner, false);
+            self.locks.forget_owner(self.session, key(inode), args.lock_owner);
         }
     }
 
-    /// The last close of an open file: its flock goes.
-    pub(crate) fn drop_flock(&self, inode: &Inode, args: &ReleaseIn) {
-        if args.release_flags & bits::RELEASE_FLOCK_UNLOCK != 0 {
-            self.locks.forget_owner(self.session, key(inode), args.lock_owner, true);
+    /// The last close of an open file: its own locks go, be they of flock(2) or of F_OFD_SETLK. Of the latter Linux does not tell the end
+    /// (`locks_remove_posix`, `fs/locks.c`, finds none of its own to remove). A process that had locks through this file has closed
+    /// it by now, so they went with its FLUSH, and none of another process is in reach.
+    pub(crate) fn drop_own_locks(&self, handle: &FileHandle, number: u64) {
+        if handle.locked.load(Ordering::Relaxed) {
+            self.locks.forget_handle(self.session, key(&handle.inode), number);
         }
     }
 

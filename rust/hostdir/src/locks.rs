@@ -53,6 +53,8 @@ struct Ask {
     range: Range,
     mode: Option<Mode>,
     pid: u32,
+    /// The open file by which the guest asks.
+    handle: u64,
 }
 
 /// The locks of all guests of one daemon.
@@ -80,6 +82,8 @@ struct Held {
     fd: OwnedFd,
     ranges: Ranges,
     pid: u32,
+    /// By which open file of the guest it got the last of them.
+    handle: u64,
 }
 
 struct Waiter {
@@ -121,7 +125,7 @@ impl Ask {
         if range.start > range.end {
             return refuse(libc::EINVAL);
         }
-        Ok(Ask { owner: Owner { session, number: args.owner, flock }, range, mode, pid: args.lk.pid })
+        Ok(Ask { owner: Owner { session, number: args.owner, flock }, range, mode, pid: args.lk.pid, handle: args.fh })
     }
 
     /// Asks the host's kernel. False if somebody else is in the way.
@@ -216,12 +220,23 @@ impl Locks {
         Ok(blocking?.map_or(free, |(range, mode)| wire(range, mode, 0)))
     }
 
-    /// All locks of an owner on `key` go: its process closed the file (`flock` false), or the open file is gone (`flock` true).
-    pub(crate) fn forget_owner(&self, session: u64, key: FileKey, number: u64, flock: bool) {
+    /// A process closed the file: all its POSIX locks on `key` go.
+    pub(crate) fn forget_owner(&self, session: u64, key: FileKey, number: u64) {
+        let gone = Owner { session, number, flock: false };
+        self.forget(key, |owner, _| *owner == gone);
+    }
+
+    /// An open file is gone: locks on `key` that were got through it, and are still there, were its own.
+    pub(crate) fn forget_handle(&self, session: u64, key: FileKey, handle: u64) {
+        self.forget(key, |owner, held| owner.session == session && held.handle == handle);
+    }
+
+    fn forget(&self, key: FileKey, gone: impl Fn(&Owner, &Held) -> bool) {
         let mut state = self.state.lock();
-        let owner = Owner { session, number, flock };
         let Some(file) = state.files.get_mut(&key) else { return };
-        if file.held.remove(&owner).is_some() {
+        let before = file.held.len();
+        file.held.retain(|owner, held| !gone(owner, held));
+        if file.held.len() < before {
             let settled = state.retry(key);
             state.tidy(key);
             drop(state);
@@ -338,8 +353,10 @@ fn wire(range: Range, mode: Mode, pid: u32) -> FileLock {
 
 impl LockedFile {
     fn hold(&mut self, ask: &Ask, fd: OwnedFd) {
-        let held = self.held.entry(ask.owner).or_insert_with(|| Held { fd, ranges: Ranges::default(), pid: ask.pid });
+        let new = || Held { fd, ranges: Ranges::default(), pid: ask.pid, handle: ask.handle };
+        let held = self.held.entry(ask.owner).or_insert_with(new);
         held.ranges.set(ask.range, ask.mode);
+        held.handle = ask.handle;
     }
 
     /// Owners that stand in the way.
@@ -368,6 +385,7 @@ impl State {
             let granted = ask.on(&held.fd)?;
             if granted {
                 held.ranges.set(ask.range, ask.mode);
+                held.handle = ask.handle;
             } else if ask.owner.flock {
                 // flock(2) gives the old lock up before it tries for the new mode.
                 held.ranges.set(ask.range, None);

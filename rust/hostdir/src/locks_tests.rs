@@ -43,8 +43,10 @@ impl Rig {
     }
 }
 
+/// Each owner asks by an open file of its own, unless a test says otherwise.
 fn args(owner: u64, kind: i32, (start, end): (u64, u64), lk_flags: u32) -> LkIn {
-    LkIn { owner, lk: FileLock { start, end, kind: kind as u32, pid: 100 + owner as u32 }, lk_flags, ..LkIn::default() }
+    let lk = FileLock { start, end, kind: kind as u32, pid: 100 + owner as u32 };
+    LkIn { fh: 1000 + owner, owner, lk, lk_flags, ..LkIn::default() }
 }
 
 const ALL: (u64, u64) = (0, i64::MAX as u64);
@@ -86,7 +88,7 @@ fn waiters_are_served_in_turn_when_a_guest_unlocks() {
     let second = rig.waits(2, 2, KEY, libc::F_WRLCK, ALL);
     let third = rig.waits(1, 3, KEY, libc::F_WRLCK, ALL);
     assert_eq!(rig.locks.count(), (1, 2));
-    rig.locks.forget_owner(1, KEY, 1, false);
+    rig.locks.forget_owner(1, KEY, 1);
     assert_eq!(second.try_recv(), Ok(Ok(())));
     assert!(third.try_recv().is_err());
     rig.locks.forget_session(2);
@@ -144,7 +146,28 @@ fn flock_and_posix_locks_do_not_see_each_other() {
     flock(3, libc::F_RDLCK).unwrap();
     assert_eq!(flock(2, libc::F_WRLCK), EAGAIN, "and the shared lock is given up, as by flock(2)");
     flock(3, libc::F_WRLCK).unwrap();
-    rig.locks.forget_owner(1, KEY, 3, true);
+    rig.locks.forget_handle(1, KEY, 1003);
+    assert_eq!(rig.locks.count(), (1, 0));
+}
+
+#[test]
+fn what_an_open_file_has_locked_goes_with_it_and_nothing_else() {
+    let rig = Rig::new();
+    rig.set(1, 1, KEY, libc::F_WRLCK, (0, 9), false).unwrap();
+    rig.set(1, 2, KEY, libc::F_WRLCK, (10, 19), false).unwrap();
+    rig.set(2, 1, KEY, libc::F_WRLCK, (20, 29), false).unwrap();
+    let waiter = rig.waits(2, 5, KEY, libc::F_WRLCK, (0, 19));
+    rig.locks.forget_handle(1, KEY, 1001);
+    assert_eq!(rig.locks.count(), (2, 1), "neither another file's nor another guest's");
+    // A process that locked again by another file keeps what it has there.
+    let again = LkIn { fh: 7, ..args(2, libc::F_WRLCK, (15, 15), 0) };
+    rig.locks.set(1, KEY, &again, false, || Ok(rig.open(KEY))).unwrap();
+    rig.locks.forget_handle(1, KEY, 1002);
+    assert_eq!(rig.locks.count(), (2, 1));
+    rig.locks.forget_handle(1, KEY, 7);
+    assert_eq!(waiter.recv_timeout(SOON), Ok(Ok(())));
+    // A lock that was waited for is its open file's as well.
+    rig.locks.forget_handle(2, KEY, 1005);
     assert_eq!(rig.locks.count(), (1, 0));
 }
 
@@ -176,7 +199,7 @@ fn locks_that_one_owner_gets_while_it_waits_for_another_all_hold() {
     let waiter = rig.waits(1, 1, KEY, libc::F_WRLCK, (0, 9));
     let second = rig.waits(1, 1, KEY, libc::F_WRLCK, (5, 5));
     rig.set(1, 1, KEY, libc::F_WRLCK, (20, 29), false).unwrap();
-    rig.locks.forget_owner(2, KEY, 9, false);
+    rig.locks.forget_owner(2, KEY, 9);
     assert_eq!(waiter.recv_timeout(SOON), Ok(Ok(())));
     assert_eq!(second.recv_timeout(SOON), Ok(Ok(())));
     let host = rig.open(KEY);
@@ -185,7 +208,7 @@ fn locks_that_one_owner_gets_while_it_waits_for_another_all_hold() {
         let range = Range { start: range.0, end: range.1 };
         assert!(file::blocking_range(&host, range, Mode::Shared).unwrap().is_some(), "the host sees {range:?}");
     }
-    rig.locks.forget_owner(1, KEY, 1, false);
+    rig.locks.forget_owner(1, KEY, 1);
     assert_eq!(file::blocking_range(&host, Range::ALL, Mode::Exclusive).unwrap(), None);
 }
 

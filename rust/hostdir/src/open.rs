@@ -24,7 +24,8 @@ impl HostDir {
         let host_flags = self.host_flags(&inode, flags)?;
         let _guard = if kill_suidgid && host_flags & libc::O_TRUNC != 0 { losing_suid(&inode)? } else { None };
         let spare = if host_flags == libc::O_RDONLY { inode.take_spare() } else { None };
-        let fd = spare.map_or_else(|| self.open_inode(&inode, host_flags, flags), Ok)?;
+        let spare = spare.map(|fd| (fd, host_flags));
+        let (fd, host_flags) = spare.map_or_else(|| self.open_inode(&inode, host_flags, flags), Ok)?;
         Ok(self.new_file(inode, fd, host_flags))
     }
 
@@ -51,7 +52,8 @@ impl HostDir {
     }
 
     /// Opens a regular file through its pinned inode. What the host refuses for a flag alone is tried again without, or with, it.
-    pub(crate) fn open_inode(&self, inode: &Inode, host_flags: i32, asked: u32) -> Result<OwnedFd> {
+    /// Answers the flags that it took.
+    pub(crate) fn open_inode(&self, inode: &Inode, host_flags: i32, asked: u32) -> Result<(OwnedFd, i32)> {
         if host_flags & libc::O_TRUNC != 0 {
             self.drop_capability(inode)?;
         }
@@ -69,7 +71,7 @@ impl HostDir {
                 Err(Error::Errno(libc::EACCES)) if (asked as i32 ^ flags) & libc::O_ACCMODE != 0 => {
                     flags = flags & !libc::O_ACCMODE | asked as i32 & libc::O_ACCMODE;
                 }
-                result => return result,
+                result => return result.map(|fd| (fd, flags)),
             }
         }
     }
@@ -81,6 +83,10 @@ impl HostDir {
         if handle.writes || self.host_locks() {
             open_flags &= !fopen::NOFLUSH;
         }
+        if host_flags & libc::O_APPEND != 0 {
+            // An append-only file takes no page that the guest writes back: that has old bytes in it, which would be appended again.
+            open_flags = open_flags & !fopen::KEEP_CACHE | fopen::DIRECT_IO;
+        }
         OpenOut { fh: self.files.insert(handle), open_flags, backing_id: 0 }
     }
 
@@ -88,7 +94,7 @@ impl HostDir {
     /// handle, that one closes it.
     pub(crate) fn op_release(&self, args: &ReleaseIn) -> Result<Option<OwnedFd>> {
         let handle = self.files.remove(args.fh)?;
-        self.drop_flock(&handle.inode, args);
+        self.drop_own_locks(&handle, args.fh);
         let Some(handle) = Arc::into_inner(handle) else { return Ok(None) };
         if handle.plain && self.reopening_is_idle(&handle.inode) {
             let (inode, fd) = handle.into_parts();

@@ -4,7 +4,7 @@ mod common;
 
 use common::*;
 use virtiofs_fuse::wire::*;
-use virtiofs_fuse::{Context, Creation, Error, FileSystem, Segments};
+use virtiofs_fuse::{Context, Creation, Error, FileSystem, Opcode, Segments};
 use virtiofs_hostdir::{Config, Effects};
 
 #[test]
@@ -152,6 +152,8 @@ fn a_guest_that_holds_dirty_pages_can_read_what_it_opened_for_writing() {
     let without = Share::with(Config { writeback: true, ..config() }, 0);
     let (_, open) = without.create(&ROOT, c"f", libc::O_WRONLY, 0o600).unwrap();
     is(without.read(open.fh, 0, 1), libc::EBADF);
+    // Nor is the host asked where data are, as long as it has not got all of them.
+    assert_eq!((share.fs.lacks(), without.fs.lacks()), (1 << Opcode::Lseek as u32, 0));
 }
 
 #[test]
@@ -226,4 +228,42 @@ fn all_kinds_of_nodes_are_made() {
     share.fs.unlink(&ROOT, dir.nodeid, c"l").unwrap();
     share.fs.rmdir(&ROOT, ROOT_ID, c"d").unwrap();
     is(share.fs.mkdir(&ROOT, dir.nodeid, c"late", 0o777, &new), libc::ENOENT);
+}
+
+/// Open-file-description locks: the guest's kernel tells neither that they are such nor that they end.
+#[test]
+fn a_lock_ends_with_the_open_file_that_it_was_got_by() {
+    let share = Share::with(config(), init::POSIX_LOCKS);
+    let (entry, open) = share.create(&ROOT, c"f", libc::O_RDWR, 0o600).unwrap();
+    let other = share.open(entry.nodeid, libc::O_RDWR).unwrap();
+    let lock = |fh, owner| {
+        let lk = FileLock { start: 0, end: 9, kind: libc::F_WRLCK as u32, pid: 1 };
+        share.fs.setlk(&ROOT, entry.nodeid, &LkIn { fh, owner, lk, ..LkIn::default() })
+    };
+    assert_eq!(lock(open.fh, 5), Ok(()));
+    is(lock(other, 6), libc::EAGAIN);
+    share.release(open.fh);
+    assert_eq!(lock(other, 6), Ok(()));
+}
+
+#[test]
+fn an_append_only_file_is_not_cached_for_writing() {
+    let share = Share::within(on_disk(), Config { writeback: true, ..config() }, init::WRITEBACK_CACHE);
+    std::fs::write(share.path("f"), "old,").unwrap();
+    let file = std::fs::File::open(share.path("f")).unwrap();
+    let append_only = |on| {
+        use rustix::fs::IFlags;
+        let flags = rustix::fs::ioctl_getflags(&file)?;
+        rustix::fs::ioctl_setflags(&file, if on { flags | IFlags::APPEND } else { flags - IFlags::APPEND })
+    };
+    if let Err(error) = append_only(true) {
+        return eprintln!("skipped: no append-only files: {error}");
+    }
+    let flags = (libc::O_WRONLY | libc::O_APPEND) as u32;
+    let open = share.fs.open(&ROOT, share.node("f"), flags, false);
+    let written = open.and_then(|open| Ok((open, share.write_with(open.fh, 4, b"new", 0, libc::O_APPEND)?)));
+    append_only(false).unwrap();
+    let (open, count) = written.unwrap();
+    assert_eq!((open.open_flags & (fopen::DIRECT_IO | fopen::KEEP_CACHE), count), (fopen::DIRECT_IO, 3));
+    assert_eq!(std::fs::read(share.path("f")).unwrap(), b"old,new");
 }

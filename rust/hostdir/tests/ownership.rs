@@ -6,7 +6,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use common::*;
 use virtiofs_fuse::wire::*;
-use virtiofs_fuse::{Context, Creation, FileSystem};
+use virtiofs_fuse::{Context, Creation, FileSystem, Result};
 use virtiofs_hostdir::Config;
 
 /// Not a member of any group that the directory has, and with no right to write to it.
@@ -180,6 +180,35 @@ fn suid_goes_with_a_flagged_truncation_a_new_owner_and_o_trunc() {
         let fh = share.fs.open(&ROOT, entry.nodeid, (libc::O_WRONLY | libc::O_TRUNC) as u32, false).unwrap().fh;
         assert_eq!(mode(&share, "f"), 0o4755);
         share.release(fh);
+    }
+}
+
+#[test]
+fn suid_goes_when_a_user_allocates_or_copies() {
+    let share = share();
+    let (entry, open) = share.create(&ROOT, c"f", libc::O_RDWR, 0o600).unwrap();
+    let (_, source) = share.create(&ROOT, c"source", libc::O_RDWR, 0o600).unwrap();
+    share.write(source.fh, 0, b"0123456789").unwrap();
+    let punch = (libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE) as u32;
+    let allocate = |cx: &Context, mode| {
+        let args = FallocateIn { fh: open.fh, length: 4096, mode, ..FallocateIn::default() };
+        share.fs.fallocate(cx, entry.nodeid, &args)
+    };
+    let copy = |cx: &Context| {
+        let args = CopyFileRangeIn { fh_in: source.fh, fh_out: open.fh, len: 10, ..CopyFileRangeIn::default() };
+        share.fs.copy_file_range(cx, 0, &args).map(|count| assert_eq!(count, 10))
+    };
+    type Change<'a> = &'a dyn Fn(&Context) -> Result<()>;
+    let changes: [Change<'_>; 3] = [&|cx| allocate(cx, 0), &|cx| allocate(cx, punch), &copy];
+    for change in changes {
+        set_mode(&share, "f", 0o6755);
+        change(&USER).unwrap();
+        assert_eq!(mode(&share, "f"), 0o755);
+        if is_root() {
+            set_mode(&share, "f", 0o6755);
+            change(&ROOT).unwrap();
+            assert_eq!(mode(&share, "f"), 0o6755, "the caller in the guest has CAP_FSETID");
+        }
     }
 }
 
