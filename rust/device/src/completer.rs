@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::{Condvar, Mutex};
-use virtiofs_virtqueue::{Event, Memory, SharedMemory, Used};
+use virtiofs_virtqueue::{Memory, SharedMemory, Used};
+
+use crate::Call;
 
 /// Completes requests of one queue and interrupts the driver.
 #[derive(Debug)]
@@ -20,13 +22,13 @@ pub(crate) struct Completer {
 #[derive(Debug)]
 struct Side {
     used: Used,
-    call: Option<Event>,
+    call: Option<Call>,
     memory: Arc<Memory>,
     broken: bool,
 }
 
 impl Completer {
-    pub(crate) fn new(memory: &Arc<SharedMemory>, used: Used, call: Option<Event>) -> Completer {
+    pub(crate) fn new(memory: &Arc<SharedMemory>, used: Used, call: Option<Call>) -> Completer {
         let side = Side { used, call, memory: memory.load(), broken: false };
         Completer {
             memory: Arc::clone(memory),
@@ -48,23 +50,18 @@ impl Completer {
         if side.check(result)
             && let Some(call) = &side.call
         {
-            call.signal();
+            call.raise();
         }
     }
 
-    /// Replaces the descriptor by which the driver is interrupted, and uses it once: an interrupt that went to the old one may not have
+    /// Replaces the way by which the driver is interrupted, and uses it once: an interrupt that went the old way may not have
     /// been seen.
-    pub(crate) fn set_call(&self, call: Option<Event>) {
+    pub(crate) fn set_call(&self, call: Option<Call>) {
         let side = &mut *self.side.lock();
         side.call = call;
         if let Some(call) = &side.call {
-            call.signal();
+            call.raise();
         }
-    }
-
-    /// Takes the call away, for a completer to come.
-    pub(crate) fn take_call(&self) -> Option<Event> {
-        self.side.lock().call.take()
     }
 
     /// Lets go of memory that the guest no longer has.

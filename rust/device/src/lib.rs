@@ -4,15 +4,18 @@
 //! disk, [`vhost_user`] carries the device to a VMM in another process.
 //! [`fusedev`] serves the same file systems to this host, without a device.
 
+mod call;
 mod completer;
 pub mod fusedev;
 pub mod identity;
 mod loan;
 mod parking;
 mod pool;
+mod queue;
 mod request;
 mod spin;
 pub mod vhost_user;
 mod worker;
 
+pub use call::Call;
 pub use identity::{Identity, InvalidIdentity};

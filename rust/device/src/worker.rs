@@ -49,20 +49,9 @@ pub(crate) struct Surroundings {
 /// A worker's thread, and the way to end it.
 #[derive(Debug)]
 pub(crate) struct Running {
-    thread: Option<JoinHandle<(Available, Waiter)>>,
+    thread: Option<JoinHandle<u16>>,
     control: Arc<Control>,
     completer: Arc<Completer>,
-}
-
-/// What is left of a queue that was stopped.
-#[derive(Debug)]
-pub(crate) struct Stopped {
-    /// Index of the next request.
-    pub(crate) next_avail: u16,
-    /// By what the driver kicks.
-    pub(crate) kick: Event,
-    /// By what the driver is interrupted.
-    pub(crate) call: Option<Event>,
 }
 
 impl Running {
@@ -71,14 +60,14 @@ impl Running {
         index: usize,
         available: Available,
         completer: Arc<Completer>,
-        kick: Event,
+        kick: &Arc<Event>,
         parking: &Arc<Parking>,
         with: &Surroundings,
     ) -> io::Result<Running> {
         let control = Arc::new(Control { event: Event::new()?, stop: AtomicBool::new(false) });
         let mut worker = Worker {
             available,
-            waiter: Waiter::new(kick, &control.event)?,
+            waiter: Waiter::new(Arc::clone(kick), &control.event)?,
             control: Arc::clone(&control),
             memory: Arc::clone(&with.memory),
             completer: Arc::clone(&completer),
@@ -89,7 +78,7 @@ impl Running {
         };
         let thread = thread::Builder::new().name(format!("virtiofs-q{index}")).spawn(move || {
             worker.run();
-            (worker.available, worker.waiter)
+            worker.available.next_avail()
         })?;
         Ok(Running { thread: Some(thread), control, completer })
     }
@@ -110,18 +99,17 @@ impl Running {
         self.completer.abandon();
     }
 
-    /// Stops taking requests and waits for those in flight.
-    pub(crate) fn stop(mut self) -> Option<Stopped> {
+    /// Stops taking requests, waits for those in flight, and answers the index of the next one.
+    pub(crate) fn stop(mut self) -> Option<u16> {
         self.join()
     }
 
-    fn join(&mut self) -> Option<Stopped> {
+    fn join(&mut self) -> Option<u16> {
         self.control.stop.store(true, Ordering::Release);
         self.control.event.signal();
         let joined = self.thread.take()?.join();
         self.completer.drain();
-        let (available, waiter) = joined.ok()?;
-        Some(Stopped { next_avail: available.next_avail(), kick: waiter.into_kick(), call: self.completer.take_call() })
+        joined.ok()
     }
 }
 

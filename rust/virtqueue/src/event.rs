@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
@@ -67,22 +68,17 @@ const CONTROL: u64 = 1;
 #[derive(Debug)]
 pub struct Waiter {
     epoll: OwnedFd,
-    kick: Event,
+    kick: Arc<Event>,
 }
 
 impl Waiter {
     /// A waiter for `kick` and `control`.
-    pub fn new(kick: Event, control: &Event) -> io::Result<Waiter> {
+    pub fn new(kick: Arc<Event>, control: &Event) -> io::Result<Waiter> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let edge = epoll::EventFlags::IN | epoll::EventFlags::ET;
-        epoll::add(&epoll, &kick, epoll::EventData::new_u64(KICK), edge)?;
+        epoll::add(&epoll, kick.as_fd(), epoll::EventData::new_u64(KICK), edge)?;
         epoll::add(&epoll, control, epoll::EventData::new_u64(CONTROL), epoll::EventFlags::IN)?;
         Ok(Waiter { epoll, kick })
-    }
-
-    /// Gives the kick back, for a waiter to come.
-    pub fn into_kick(self) -> Event {
-        self.kick
     }
 
     /// Waits until one of the two is up, or `timeout` is over (for ever if there is none).
@@ -121,7 +117,7 @@ mod tests {
         let (pipe_out, pipe_in) = rustix::pipe::pipe().unwrap();
         for (theirs, ours) in [(eventfd.try_clone().unwrap(), eventfd), (pipe_in, pipe_out)] {
             let control = Event::new().unwrap();
-            let waiter = Waiter::new(Event::from_fd(ours).unwrap(), &control).unwrap();
+            let waiter = Waiter::new(Arc::new(Event::from_fd(ours).unwrap()), &control).unwrap();
             let driver = Event::from_fd(theirs).unwrap();
             assert_eq!(waiter.wait(NOW).unwrap(), NOTHING);
             for _ in 0..100_000 {
