@@ -188,6 +188,15 @@ impl Chain {
         true
     }
 
+    /// Notes that the first `len` bytes of the room were written.
+    pub(crate) fn mark_written(&self, len: usize) {
+        let mut left = len;
+        for iovec in &self.writable {
+            self.memory.mark_host(iovec.iov_base.cast(), iovec.iov_len.min(left));
+            left = left.saturating_sub(iovec.iov_len);
+        }
+    }
+
     /// The room from `offset` on, `len` bytes, as iovecs, or `None` if there is less.
     pub fn write_iovecs(&mut self, offset: usize, len: usize) -> Option<&[libc::iovec]> {
         if offset.checked_add(len)? > self.room {

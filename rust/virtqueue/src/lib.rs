@@ -5,12 +5,14 @@
 //! [`Chain`] is one request: a stream to read and room to write, both as iovecs over guest memory for system calls. [`Event`] is a
 //! kick or a call. Built on rust-vmm's `vm-memory` and `virtio-queue`.
 
+mod access;
 mod chain;
 mod descriptors;
 mod event;
 mod memory;
 mod ring;
 
+pub use access::{Keep, PAGE, Piece};
 pub use chain::Chain;
 pub use event::{Event, Waiter, Wake};
 pub use memory::{Memory, MemoryError, Region, SharedMemory};

@@ -8,6 +8,8 @@ use vm_memory::guest_memory::GuestMemoryBackend;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
 
+use crate::access::{Hold, Keep};
+
 /// Why memory was refused.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)]
@@ -18,6 +20,12 @@ pub enum MemoryError {
     Overlap { guest_address: u64, size: u64 },
     #[error("there is no region at {guest_address:#x} of {size:#x} bytes")]
     Unknown { guest_address: u64, size: u64 },
+    #[error("{len} bytes at {address:#x} are not in guest memory, whose regions are: {regions}")]
+    Outside { address: u64, len: usize, regions: String },
+    #[error("{address:#x} is no multiple of {size}, which a number of {size} bytes needs")]
+    Misaligned { address: u64, size: usize },
+    #[error("a number has 1, 2, 4 or 8 bytes, not {size}")]
+    Width { size: usize },
 }
 
 /// One region of guest memory, as a front end describes it.
@@ -47,6 +55,9 @@ struct Span {
 pub struct Memory {
     map: GuestMemoryMmap<()>,
     spans: Vec<Span>,
+    pub(crate) holds: Vec<Hold>,
+    /// New regions note which of their pages are written.
+    pub(crate) track: bool,
 }
 
 impl Memory {
@@ -76,19 +87,32 @@ impl Memory {
             .map_err(|error| refuse(error.to_string()))?;
         let overlap = || MemoryError::Overlap { guest_address, size };
         let region = GuestRegionMmap::new(mapping, GuestAddress(guest_address)).ok_or_else(overlap)?;
-        let map = self.map.insert_region(Arc::new(region)).map_err(|_| overlap())?;
-        let mut spans = self.spans.clone();
-        spans.push(Span { guest_address, size, user_address });
-        Ok(Memory { map, spans })
+        self.with_region(Arc::new(region), user_address, None)
+    }
+
+    pub(crate) fn with_region(
+        &self,
+        region: Arc<GuestRegionMmap<()>>,
+        user_address: u64,
+        keep: Option<Keep>,
+    ) -> Result<Memory, MemoryError> {
+        let (guest_address, size) = (region.start_addr().0, region.len());
+        let hold = Hold::new(&region, keep, self.track);
+        let map = self.map.insert_region(region).map_err(|_| MemoryError::Overlap { guest_address, size })?;
+        let mut next = Memory { map, ..self.clone() };
+        next.spans.push(Span { guest_address, size, user_address });
+        next.holds.push(hold);
+        Ok(next)
     }
 
     /// This memory without the region that begins at `guest_address` and has `size` bytes.
     pub fn without(&self, guest_address: u64, size: u64) -> Result<Memory, MemoryError> {
         let unknown = |_| MemoryError::Unknown { guest_address, size };
         let (map, _) = self.map.remove_region(GuestAddress(guest_address), size).map_err(unknown)?;
-        let mut spans = self.spans.clone();
-        spans.retain(|span| span.guest_address != guest_address);
-        Ok(Memory { map, spans })
+        let mut next = Memory { map, ..self.clone() };
+        next.spans.retain(|span| span.guest_address != guest_address);
+        next.holds.retain(|hold| hold.start() != guest_address);
+        Ok(next)
     }
 
     /// The guest physical address of an address of the front end.

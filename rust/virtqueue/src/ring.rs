@@ -122,12 +122,16 @@ impl Available {
 
     /// Asks the driver for a kick at the next request, and answers whether one came in the meantime: then there may be no kick.
     pub fn arm(&mut self, memory: &Memory) -> Result<bool, RingError> {
-        Ok(self.queue.enable_notification(memory.map())?)
+        let more = self.queue.enable_notification(memory.map())?;
+        memory.mark(self.queue.used_ring(), used_ring_size(self.queue.size()));
+        Ok(more)
     }
 
     /// Tells the driver that kicks are not needed.
     pub fn disarm(&mut self, memory: &Memory) -> Result<(), RingError> {
-        Ok(self.queue.disable_notification(memory.map())?)
+        self.queue.disable_notification(memory.map())?;
+        memory.mark(self.queue.used_ring(), used_ring_size(self.queue.size()));
+        Ok(())
     }
 
     /// Entries of the ring.
@@ -154,11 +158,24 @@ const NO_INTERRUPT: u16 = 1;
 impl Used {
     /// Gives the chain that begins at `head` back to the driver, with `len` bytes written. A head outside of the ring is dropped:
     /// the driver never had such a chain.
-    pub fn complete(&mut self, memory: &Memory, head: u16, len: u32) -> Result<(), RingError> {
-        match self.queue.add_used(memory.map(), head, len) {
-            Err(virtio_queue::Error::InvalidDescriptorIndex) => Ok(()),
-            other => Ok(other?),
+    pub fn complete(&mut self, memory: &Arc<Memory>, head: u16, len: u32) -> Result<(), RingError> {
+        if memory.tracks() {
+            self.mark_reply(memory, head, len);
         }
+        match self.queue.add_used(memory.map(), head, len) {
+            Ok(()) => memory.mark(self.queue.used_ring(), used_ring_size(self.queue.size())),
+            Err(virtio_queue::Error::InvalidDescriptorIndex) => {}
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
+    /// Notes where the reply lies that was just written: the descriptors still say it, and are the driver's again in a moment.
+    fn mark_reply(&self, memory: &Arc<Memory>, head: u16, len: u32) {
+        let mut chain = Chain::default();
+        chain.restart(head, memory);
+        resolve(memory, self.queue.desc_table(), self.queue.size(), head, &mut chain);
+        chain.mark_written(len as usize);
     }
 
     /// Whether the driver wants an interrupt for what was completed since the last call.
@@ -173,6 +190,11 @@ impl Used {
             memory.map().load(self.avail_flags, Ordering::Relaxed).map_err(virtio_queue::Error::GuestMemory)?;
         Ok(u16::from_le(flags) & NO_INTERRUPT == 0)
     }
+}
+
+/// Bytes of a used ring (virtio 1.3, 2.7.8): flags, index, entries, and the index at which the device wants to be kicked.
+fn used_ring_size(entries: u16) -> usize {
+    6 + 8 * usize::from(entries)
 }
 
 #[cfg(test)]
