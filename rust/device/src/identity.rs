@@ -17,7 +17,9 @@ pub const REQUEST_QUEUES_MAX: u16 = 255;
 pub const QUEUE_SIZE_MAX: u16 = 32768;
 
 /// virtio feature bits that every device offers.
-pub const FEATURES: u64 = 1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_INDIRECT_DESC | 1 << VIRTIO_RING_F_EVENT_IDX;
+pub const FEATURES: u64 = VERSION_1 | 1 << VIRTIO_RING_F_INDIRECT_DESC | 1 << VIRTIO_RING_F_EVENT_IDX;
+/// VIRTIO_F_VERSION_1 as a mask.
+pub const VERSION_1: u64 = 1 << VIRTIO_F_VERSION_1;
 /// VIRTIO_F_RING_EVENT_IDX as a mask.
 pub const EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
 

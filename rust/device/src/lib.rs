@@ -1,14 +1,17 @@
 //! The virtio-fs device (virtio 1.3, 5.11 "File System Device").
 //!
 //! [`identity`] is what the device says of itself, a [`Worker`](worker::Worker) serves one queue, [`pool`] runs what may wait for a
-//! disk, [`vhost_user`] carries the device to a VMM in another process.
+//! disk. A [`Device`] is the whole of it inside of a VMM, [`mmio`] puts registers before it, [`vhost_user`] carries it to a VMM in
+//! another process.
 //! [`fusedev`] serves the same file systems to this host, without a device.
 
 mod call;
 mod completer;
+mod device;
 pub mod fusedev;
 pub mod identity;
 mod loan;
+pub mod mmio;
 mod parking;
 mod pool;
 mod queue;
@@ -18,4 +21,5 @@ pub mod vhost_user;
 mod worker;
 
 pub use call::Call;
+pub use device::{Device, DeviceError, QueueSetup, State};
 pub use identity::{Identity, InvalidIdentity};

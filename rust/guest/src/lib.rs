@@ -2,7 +2,7 @@
 //!
 //! [`Guest`] mounts a share and has files by path. Beneath it, [`Client`] has every FUSE operation as a call and keeps
 //! the reply to the rules of Linux 7.3; beneath that are split virtqueues in a memfd and a [`Transport`]: a vhost-user
-//! socket ([`VhostUser`]) of any daemon, or whatever else implements the trait.
+//! socket ([`VhostUser`]) of any daemon, registers ([`Mmio`]), or whatever else implements the trait.
 //!
 //! ```no_run
 //! use virtiofs_guest::{Guest, Options};
@@ -24,6 +24,7 @@ mod file;
 mod guest;
 pub mod load;
 mod memory;
+mod mmio;
 mod nodes;
 mod ops;
 mod options;
@@ -44,6 +45,7 @@ pub use error::{Error, Result};
 pub use file::File;
 pub use guest::Guest;
 pub use memory::{Memory, PAGE, Region};
+pub use mmio::{Machine, Mmio};
 pub use options::{Framing, LINUX_FLAGS, Options};
 pub use raw::RawQueue;
 pub use ring::Descriptor;

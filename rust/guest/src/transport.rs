@@ -95,7 +95,7 @@ pub trait Transport: Send {
         Err(Error::Protocol("this transport cannot take memory from a running device".into()))
     }
 
-    /// Stops the queues and answers, for each, where in the available ring the device stood.
+    /// Stops the queues and answers, for each, where in the available ring the device stood; nothing if it does not say.
     fn stop(&mut self) -> Result<Vec<u16>>;
 
     /// Resets the device. False if it has no such request.
