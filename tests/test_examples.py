@@ -46,6 +46,14 @@ def test_check_daemon(share: Path, tmp_path: Path) -> None:
     assert sorted(os.listdir(share)) == ["hello", "sub"]
 
 
+def test_embed(share: Path) -> None:
+    said = run("embed.py", share)
+    assert said.startswith("device 26 with tag share offers features 0x130000000\n")
+    assert "request 2 was answered with error 0 and 80 bytes: FUSE 7.46\n" in said
+    assert "the device is paused and goes on at [0, 1]\n" in said
+    assert said.endswith("the device is closed\n")
+
+
 def test_share(share: Path, tmp_path: Path) -> None:
     with subprocess.Popen(
         [sys.executable, "-W", "error", str(EXAMPLES / "share.py"), str(share), str(tmp_path / "s")],

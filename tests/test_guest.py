@@ -6,6 +6,7 @@ import stat
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,10 +17,23 @@ from virtiofs.testing import Guest
 ROOT = 1
 
 
+Mount = Callable[..., Guest]
+
+
+@pytest.fixture(params=["socket", "device", "registers"])
+def mount(request: pytest.FixtureRequest) -> Mount:
+    """Mounts a file system over vhost-user, on a device by its queue addresses, or through its registers."""
+
+    def mount(fs: Passthrough, **options: Any) -> Guest:
+        return Guest(fs, way=request.param, **options)
+
+    return mount
+
+
 @pytest.fixture(params=[NONE, METADATA, AUTO, ALWAYS], ids=lambda mode: mode.name)
-def guest(request: pytest.FixtureRequest, share: Path) -> Iterator[Guest]:
+def guest(request: pytest.FixtureRequest, mount: Mount, share: Path) -> Iterator[Guest]:
     mode: Cache = request.param
-    with Guest(Passthrough(share, mode, xattr=True)) as guest:
+    with mount(Passthrough(share, mode, xattr=True)) as guest:
         yield guest
 
 
@@ -157,8 +171,8 @@ def test_all_nodes_are_given_back(guest: Guest, share: Path) -> None:
     assert guest.read_file("hello")
 
 
-def test_read_only(share: Path) -> None:
-    with Guest(Passthrough(share, read_only=True)) as guest:
+def test_read_only(mount: Mount, share: Path) -> None:
+    with mount(Passthrough(share, read_only=True)) as guest:
         assert guest.read_file("hello")
         changes: list[Callable[[], None]] = [
             lambda: guest.write_file("new", b""),
@@ -175,19 +189,19 @@ def test_read_only(share: Path) -> None:
     assert sorted(os.listdir(share)) == ["hello", "sub"]
 
 
-def test_without_extended_attributes(share: Path) -> None:
+def test_without_extended_attributes(mount: Mount, share: Path) -> None:
     os.setxattr(share / "hello", "user.secret", b"1")
-    with Guest(Passthrough(share)) as guest:
+    with mount(Passthrough(share)) as guest:
         with fails(errno.EOPNOTSUPP):
             guest.getxattr("hello", "user.secret")
         with fails(errno.EOPNOTSUPP):
             guest.setxattr("hello", "user.new", b"1")
 
 
-def test_guests_do_not_leave_the_directory(share: Path, tmp_path: Path) -> None:
+def test_guests_do_not_leave_the_directory(mount: Mount, share: Path, tmp_path: Path) -> None:
     (tmp_path / "outside").write_text("secret")
     (share / "escape").symlink_to(tmp_path)
-    with Guest(Passthrough(share)) as guest:
+    with mount(Passthrough(share)) as guest:
         escape = guest.client.lookup(ROOT, "escape")
         with pytest.raises(NotADirectoryError):
             guest.client.lookup(escape.node, "outside")
@@ -198,20 +212,20 @@ def test_guests_do_not_leave_the_directory(share: Path, tmp_path: Path) -> None:
                 guest.client.lookup(ROOT, name)
 
 
-def test_modes_send_their_timeouts_and_flags(share: Path) -> None:
+def test_modes_send_their_timeouts_and_flags(mount: Mount, share: Path) -> None:
     for mode, timeout in ((NONE, 0), (AUTO, 1), (METADATA, 86400), (AUTO.replace(entry_timeout=0.25), 0.25)):
-        with Guest(Passthrough(share, mode)) as guest:
+        with mount(Passthrough(share, mode)) as guest:
             entry = guest.client.lookup(ROOT, "hello")
             assert entry.entry_timeout == timeout
             assert entry.attr_timeout == mode.attr_timeout
             assert guest.client.open(entry.node, os.O_RDONLY).flags & mode.open_flags == mode.open_flags
-    with Guest(Passthrough(share, ALWAYS)) as guest:
+    with mount(Passthrough(share, ALWAYS)) as guest:
         assert guest.client.lookup(ROOT, "hello").entry_timeout > 100 * 365 * 86400
 
 
-def test_files_past_the_cache_can_be_mapped(share: Path) -> None:
+def test_files_past_the_cache_can_be_mapped(mount: Mount, share: Path) -> None:
     for mode in (NONE, METADATA, AUTO, ALWAYS):
-        with Guest(Passthrough(share, mode)) as guest:
+        with mount(Passthrough(share, mode)) as guest:
             opened = guest.client.open(guest.node("hello"), os.O_RDONLY)
             direct = bool(opened.flags & _core.FOPEN["DIRECT_IO"])
             assert direct == mode.direct_io
@@ -219,26 +233,26 @@ def test_files_past_the_cache_can_be_mapped(share: Path) -> None:
             assert bool(guest.client.session["flags"] & _core.INIT["DIRECT_IO_ALLOW_MMAP"]) == direct
 
 
-def test_access_times_are_left_alone_where_a_program_says_so(share: Path) -> None:
+def test_access_times_are_left_alone_where_a_program_says_so(mount: Mount, share: Path) -> None:
     os.utime(share / "hello", (1, 2_000_000_000))
-    with Guest(Passthrough(share)) as guest, guest.open("hello", os.O_RDONLY | os.O_NOATIME) as file:
+    with mount(Passthrough(share)) as guest, guest.open("hello", os.O_RDONLY | os.O_NOATIME) as file:
         assert file.read() == b"hello from the host\n"
     assert (share / "hello").stat().st_atime == 1
 
 
-def test_negative_answers_are_cached_as_long_as_the_mode_says(share: Path) -> None:
-    with Guest(Passthrough(share, AUTO)) as guest:
+def test_negative_answers_are_cached_as_long_as_the_mode_says(mount: Mount, share: Path) -> None:
+    with mount(Passthrough(share, AUTO)) as guest:
         entry = guest.client.lookup(ROOT, "missing")
         assert (entry.node, entry.entry_timeout) == (0, 1.0)
-    with Guest(Passthrough(share, NONE)) as guest, pytest.raises(FileNotFoundError):
+    with mount(Passthrough(share, NONE)) as guest, pytest.raises(FileNotFoundError):
         guest.client.lookup(ROOT, "missing")
 
 
 @pytest.mark.root
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to create files for others")
-def test_files_belong_to_the_caller_in_the_guest(share: Path) -> None:
+def test_files_belong_to_the_caller_in_the_guest(mount: Mount, share: Path) -> None:
     share.chmod(0o777)
-    with Guest(Passthrough(share, ownership="caller"), uid=1234, gid=4321) as guest:
+    with mount(Passthrough(share, ownership="caller"), uid=1234, gid=4321) as guest:
         guest.write_file("mine", b"")
         guest.mkdir("dir")
         guest.symlink("mine", "link")
@@ -250,7 +264,7 @@ def test_files_belong_to_the_caller_in_the_guest(share: Path) -> None:
     assert (share / "roots").stat().st_uid == 0
 
 
-def test_threads_share_a_guest(share: Path) -> None:
+def test_threads_share_a_guest(mount: Mount, share: Path) -> None:
     failures: list[BaseException] = []
 
     def work(guest: Guest, number: int) -> None:
@@ -263,7 +277,7 @@ def test_threads_share_a_guest(share: Path) -> None:
         except BaseException as error:
             failures.append(error)
 
-    with Guest(Passthrough(share), request_queues=4) as guest:
+    with mount(Passthrough(share), request_queues=4) as guest:
         threads = [threading.Thread(target=work, args=(guest, number)) for number in range(8)]
         for thread in threads:
             thread.start()

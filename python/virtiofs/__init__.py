@@ -3,14 +3,16 @@
 import warnings
 
 from . import _core
-from ._core import __version__
+from ._core import GuestMemory, __version__
 from .cache import ALWAYS, AUTO, METADATA, NONE, Cache
 from .config import Config, Share
-from .errors import ConfigError, ProtocolError, VirtiofsError
+from .device import Device, Queue
+from .errors import BoundsError, ConfigError, ProtocolError, StateError, VirtiofsError
+from .mmio import MmioTransport
 from .mounts import Mount, mount
 from .passthrough import Passthrough
 from .server import Server, serve
-from .types import Attr, DirEntry, Entry, Open, Statfs, Stats
+from .types import Attr, DeviceStats, DirEntry, Entry, Open, Statfs, Stats
 
 __all__ = [
     "ALWAYS",
@@ -18,17 +20,24 @@ __all__ = [
     "METADATA",
     "NONE",
     "Attr",
+    "BoundsError",
     "Cache",
     "Config",
     "ConfigError",
+    "Device",
+    "DeviceStats",
     "DirEntry",
     "Entry",
+    "GuestMemory",
+    "MmioTransport",
     "Mount",
     "Open",
     "Passthrough",
     "ProtocolError",
+    "Queue",
     "Server",
     "Share",
+    "StateError",
     "Statfs",
     "Stats",
     "VirtiofsError",

@@ -4,8 +4,10 @@
 
     Exception
     ├── VirtiofsError
+    │   ├── BoundsError      (also an IndexError)  an address that is not in guest memory
     │   ├── ConfigError      (also a ValueError)   a setting that cannot be served
-    │   └── ProtocolError    a server under test answered against the protocol
+    │   ├── ProtocolError    a server under test answered against the protocol
+    │   └── StateError       (also a RuntimeError) a device that is not in the state for what it was asked
     └── OSError              everything that the operating system refused
 
 Each error says what is wrong; where something can be done about it, a note (`BaseException.add_note`) says what.
@@ -20,12 +22,20 @@ class VirtiofsError(Exception):
     """Base of the exceptions of this package."""
 
 
+class BoundsError(VirtiofsError, IndexError):
+    """An address that is not in guest memory; the message names it and the regions that there are."""
+
+
 class ConfigError(VirtiofsError, ValueError):
     """A setting that cannot be served, whatever the state of the host."""
 
 
 class ProtocolError(VirtiofsError):
     """A server that the embedded guest talks to broke the vhost-user, virtio or FUSE protocol."""
+
+
+class StateError(VirtiofsError, RuntimeError):
+    """A device that is not in the state for what it was asked; the message says which one it is in and which are needed."""
 
 
 def hinted(error: _E, hint: str) -> _E:

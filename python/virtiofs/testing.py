@@ -1,7 +1,7 @@
 """A guest without a virtual machine, to test file systems and servers with.
 
-It is the driver's half of the device: real virtqueues in shared memory, the vhost-user protocol, and a FUSE client that holds
-the server to what Linux demands of a reply. No root, no kernel module, no image::
+It is the driver's half of the device: real virtqueues in shared memory, the vhost-user protocol or registers, and a FUSE
+client that holds the server to what Linux demands of a reply. No root, no kernel module, no image::
 
     from virtiofs import Passthrough
     from virtiofs.testing import Guest
@@ -13,10 +13,13 @@ the server to what Linux demands of a reply. No root, no kernel module, no image
 
 import os
 import tempfile
-from typing import Any, Self
+from typing import Any, Literal, Protocol, Self
 
 from . import _core
+from ._core import GuestMemory
+from .device import Device
 from .errors import ConfigError, ProtocolError
+from .mmio import MmioTransport
 from .passthrough import Passthrough
 from .server import Server
 
@@ -31,8 +34,10 @@ class Guest(_core.Guest):
     against the protocol as `ProtocolError`; no reply as TimeoutError. Several threads may use one guest.
 
     Args:
-        target: What is mounted: a file system, which gets a server of its own for the time; a `Server` that runs; or the path
-            of the socket of any vhost-user-fs daemon.
+        target: What is mounted: a file system, which gets a server or device of its own for the time; a `Server` that runs; the
+            path of the socket of any vhost-user-fs daemon; or a `Device` or `MmioTransport`, whose memory and queues the guest
+            brings.
+        way: How a file system is mounted: over vhost-user, by the addresses of queues, or as a driver of virtio-mmio.
         timeout: Seconds to wait for a reply.
         connect_timeout: Seconds to wait for somebody to listen at the socket.
         request_queues: Request queues to use, if the device has as many.
@@ -49,23 +54,41 @@ class Guest(_core.Guest):
 
     server: Server | None
     """The server, if it was given or made here."""
-    _made: "_Private | None"
+    device: Device | None
+    """The device, if it was given or made here."""
+    _made: "_Made | None"
     _mounted: bool
 
-    def __new__(cls, target: "Passthrough | Server | str | os.PathLike[str]", **options: Any) -> Self:
+    def __new__(
+        cls,
+        target: "Passthrough | Server | Device | MmioTransport | str | os.PathLike[str]",
+        *,
+        way: Literal["socket", "device", "registers"] = "socket",
+        **options: Any,
+    ) -> Self:
         """Mounts the share."""
-        made = _Private(target) if isinstance(target, Passthrough) else None
-        server = made.server if made is not None else target if isinstance(target, Server) else None
-        path = server.path if server is not None else target
-        if not isinstance(path, (str, os.PathLike)):
-            raise ConfigError(f"a guest needs a file system, or a server or socket with a path, not {target!r}")
+        made: _Made | None = None
+        if isinstance(target, Passthrough):
+            made = _PrivateServer(target) if way == "socket" else _PrivateDevice(target, way, options)
+            target = made.target
+        native: str | os.PathLike[str] | Device | _core.Device | _core.Mmio | None
+        native = target.path if isinstance(target, Server) else target
+        native = target._native if isinstance(target, Device) else native
+        if not isinstance(native, (str, os.PathLike, _core.Device, _core.Mmio)):
+            raise ConfigError(
+                f"a guest needs a file system, a device, or a server or socket with a path, not {target!r}"
+            )
         try:
-            self = super().__new__(cls, path, **options)
+            self = super().__new__(cls, native, **options)
         except BaseException:
             if made is not None:
                 made.close()
             raise
-        self.server, self._made, self._mounted = server, made, True
+        self.server = target if isinstance(target, Server) else None
+        self.device = target.device if isinstance(target, MmioTransport) else None
+        if isinstance(target, Device):
+            self.device = target
+        self._made, self._mounted = made, True
         return self
 
     def close(self) -> None:
@@ -89,17 +112,42 @@ class Guest(_core.Guest):
                 raise
 
 
-class _Private:
+class _Made(Protocol):
+    """What a guest has of its own."""
+
+    @property
+    def target(self) -> Server | Device | MmioTransport:
+        """What is mounted."""
+
+    def close(self) -> None:
+        """Ends it."""
+
+
+class _PrivateServer:
     """A server at a socket that nobody else knows."""
 
     def __init__(self, fs: Passthrough) -> None:
         self._directory = tempfile.TemporaryDirectory(prefix="virtiofs-")
         try:
-            self.server = Server(fs, socket=os.path.join(self._directory.name, "socket"), tag="testing").start()
+            self.target = Server(fs, socket=os.path.join(self._directory.name, "socket"), tag="testing").start()
         except BaseException:
             self._directory.cleanup()
             raise
 
     def close(self) -> None:
-        self.server.close()
+        self.target.close()
         self._directory.cleanup()
+
+
+class _PrivateDevice:
+    """A device without a VMM."""
+
+    def __init__(self, fs: Passthrough, way: str, options: dict[str, Any]) -> None:
+        if way not in ("device", "registers"):
+            raise ConfigError(f"a way to a file system is socket, device or registers, not {way!r}")
+        queues = options.get("request_queues", 1)
+        self._device = Device(fs, "testing", GuestMemory(), request_queues=queues)
+        self.target: Device | MmioTransport = self._device if way == "device" else MmioTransport(self._device)
+
+    def close(self) -> None:
+        self._device.close()

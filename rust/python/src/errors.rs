@@ -15,11 +15,14 @@ pub(crate) fn of_guest(py: Python<'_>, error: Error) -> PyErr {
             _ => error.into(),
         },
         Error::Timeout { .. } => PyTimeoutError::new_err(error.to_string()),
-        Error::Protocol(what) => {
-            let class = py.import("virtiofs.errors").and_then(|module| module.getattr("ProtocolError"));
-            class.and_then(|class| class.call1((what,))).map_or_else(|error| error, PyErr::from_value)
-        }
+        Error::Protocol(what) => named(py, "ProtocolError", what),
     }
+}
+
+/// An exception of `virtiofs.errors`.
+pub(crate) fn named(py: Python<'_>, class: &str, what: String) -> PyErr {
+    let class = py.import("virtiofs.errors").and_then(|module| module.getattr(class));
+    class.and_then(|class| class.call1((what,))).map_or_else(|error| error, PyErr::from_value)
 }
 
 /// The errno that an error of our own words stands for.

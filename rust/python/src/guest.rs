@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -14,6 +15,8 @@ use rustix::net::{Shutdown, shutdown};
 use virtiofs_guest::{self as guest, Options, Result};
 
 use crate::client::{Client, Name, bytes};
+use crate::device::{Device, Mmio};
+use crate::embedded::{Direct, Vmm};
 use crate::errors;
 use crate::types::{Attr, DirEntry, Statfs};
 
@@ -29,6 +32,17 @@ impl Guest {
     }
 }
 
+/// Where a guest finds its device.
+#[derive(FromPyObject)]
+enum Target {
+    /// Behind a vhost-user socket.
+    Socket(PathBuf),
+    /// In this process, by the addresses of its queues.
+    Device(Py<Device>),
+    /// In this process, by registers.
+    Registers(Py<Mmio>),
+}
+
 fn seconds(name: &str, value: f64) -> PyResult<Duration> {
     Duration::try_from_secs_f64(value).map_err(|_| PyValueError::new_err(format!("{name} is in seconds, not {value}")))
 }
@@ -36,12 +50,12 @@ fn seconds(name: &str, value: f64) -> PyResult<Duration> {
 #[pymethods]
 impl Guest {
     #[new]
-    #[pyo3(signature = (socket, *, timeout=20.0, connect_timeout=0.0, request_queues=1, queue_size=1024, max_pages=256,
+    #[pyo3(signature = (target, *, timeout=20.0, connect_timeout=0.0, request_queues=1, queue_size=1024, max_pages=256,
                         uid=None, gid=None, init_flags=None))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         py: Python<'_>,
-        socket: PathBuf,
+        target: Target,
         timeout: f64,
         connect_timeout: f64,
         request_queues: u16,
@@ -63,9 +77,18 @@ impl Guest {
             init_flags: init_flags.unwrap_or(defaults.init_flags),
             ..defaults
         };
-        let native =
-            py.detach(|| guest::Guest::connect(&socket, options)).map_err(|error| errors::of_guest(py, error))?;
-        Ok(Guest { native })
+        let native = match target {
+            Target::Socket(path) => py.detach(|| guest::Guest::connect(&path, options)),
+            Target::Device(device) => {
+                let device = Arc::clone(device.get().native(py)?);
+                py.detach(|| guest::Guest::over(Box::new(Direct::new(device)), options))
+            }
+            Target::Registers(mmio) => {
+                let vmm = Arc::new(Vmm::new(Arc::clone(mmio.get().native())));
+                py.detach(|| guest::Guest::over(Box::new(guest::Mmio::new(vmm)?), options))
+            }
+        };
+        Ok(Guest { native: native.map_err(|error| errors::of_guest(py, error))? })
     }
 
     /// Gives all nodes back, ends the session and hangs up. Open files do not work any more.

@@ -3,12 +3,16 @@
 //! Python decides, so what is here takes numbers, starts and ends threads, and converts. Every wait runs without the
 //! interpreter; no thread is started by an import.
 
+mod calls;
 mod client;
 mod constants;
+mod device;
+mod embedded;
 mod errors;
 mod fd;
 mod guest;
 mod log;
+mod memory;
 mod mount;
 mod passthrough;
 mod server;
@@ -24,9 +28,13 @@ mod _core {
     #[pymodule_export]
     use super::client::Client;
     #[pymodule_export]
+    use super::device::{Device, Mmio};
+    #[pymodule_export]
     use super::guest::{File, Guest};
     #[pymodule_export]
     use super::log::{log, log_sink, log_stop, log_to_python, log_to_stderr, log_to_syslog};
+    #[pymodule_export]
+    use super::memory::GuestMemory;
     #[pymodule_export]
     use super::mount::{Connection, fuse_mount, fuse_unmount};
     #[pymodule_export]

@@ -1,0 +1,250 @@
+"""The device inside a virtual machine monitor that is written in Python."""
+
+import os
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal, Protocol, Self, TypeAlias
+
+from . import _core, running
+from ._core import GuestMemory
+from .errors import ConfigError
+from .passthrough import Passthrough
+from .server import check_tag
+from .types import DeviceStats
+
+DEVICE_ID: Final = 26
+"""The virtio device id of a file system device."""
+
+
+class HasFileno(Protocol):
+    """Something with a descriptor, as `socket.socket` or a file."""
+
+    def fileno(self) -> int:
+        """Returns the descriptor."""
+
+
+Descriptor: TypeAlias = int | HasFileno
+Interrupt: TypeAlias = Descriptor | Callable[[], object]
+"""What happens when the guest is to be interrupted: an eventfd is written, or a function is called by a thread of ours."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Queue:
+    """A virtqueue as the guest's driver has set it up. The device takes copies of the descriptors.
+
+    Attributes:
+        size: Entries of the ring, a power of two up to 32768.
+        desc: Guest address of the descriptor table.
+        avail: Guest address of the available ring ("driver area").
+        used: Guest address of the used ring ("device area").
+        kick: An eventfd (or the read end of a pipe) that is written when the driver notifies the device. None for a VMM that
+            calls `Device.notify`, which works in either case.
+        call: How the driver is interrupted: an eventfd (or the write end of a pipe), or a function without arguments. None for
+            a driver that polls.
+        next: Position in the available ring to begin with: 0 for a ring that is new.
+    """
+
+    size: int
+    desc: int
+    avail: int
+    used: int
+    kick: Descriptor | None = None
+    call: Interrupt | None = None
+    next: int = 0
+
+    def _native(self) -> "_core._Queue":
+        kick = None if self.kick is None else _descriptor(self.kick)
+        return (self.size, self.desc, self.avail, self.used, self.next, kick, _interrupt(self.call))
+
+
+class Device:
+    """A virtio-fs device for one guest, to be a part of a VMM.
+
+    The VMM brings guest memory, the addresses of queues, and a way to interrupt the guest; native threads do the rest and never
+    wait for the interpreter. There is no thread before `start`, and none after `reset` or `close`. Methods may be called from
+    any thread; those that stop queues wait for the requests in flight. What is asked of a device in the wrong state is a
+    `StateError` and changes nothing::
+
+        memory = GuestMemory()
+        memory.add_fd(0, ram, 1 << 30)
+        with Device(Passthrough("/srv/data"), "data", memory) as device:
+            device.start(features, [hiprio, requests])
+
+    Args:
+        fs: What is served. One file system may be served by any number of devices: each has a session of its own.
+        tag: Name under which the guest mounts it: 1 to 36 bytes of UTF-8.
+        memory: The guest's memory. Regions may come and go while the device runs.
+        request_queues: Request queues, 1 to 255. With the hiprio queue there is one more.
+        slow_threads: Threads, at most, for requests that have to wait for a disk. They are made when needed and go when idle.
+
+    Raises:
+        ConfigError: A setting cannot be served.
+        OSError: The file system cannot be opened.
+    """
+
+    def __init__(
+        self,
+        fs: Passthrough,
+        tag: str,
+        memory: GuestMemory,
+        *,
+        request_queues: int = 1,
+        slow_threads: int = 16,
+    ) -> None:
+        check_tag(tag)
+        if not 1 <= request_queues <= _core.MAX_REQUEST_QUEUES:
+            raise ConfigError(f"request queues are 1 to {_core.MAX_REQUEST_QUEUES}, not {request_queues}")
+        if not 1 <= slow_threads <= 1024:
+            raise ConfigError(f"threads for slow requests are 1 to 1024, not {slow_threads}")
+        self.fs: Final = fs
+        self.tag: Final = tag
+        self.memory: Final = memory
+        self.request_queues: Final = request_queues
+        self._process: Final = os.getpid()
+        running.log_to_python()
+        self._native: Final = _core.Device(
+            fs.engine(),
+            memory,
+            tag=tag,
+            request_queues=request_queues,
+            slow_threads=slow_threads,
+            want=fs.init_flags,
+        )
+        self._exit: Final = _Exit(self)
+        running.add(self._exit)
+        weakref.finalize(self, running.discard, self._exit).atexit = False
+
+    @property
+    def device_id(self) -> int:
+        """The virtio device id: 26."""
+        return DEVICE_ID
+
+    @property
+    def features(self) -> int:
+        """The feature bits that are offered to the driver."""
+        return self._native.features
+
+    @property
+    def accepted_features(self) -> int:
+        """The feature bits that the driver accepted; 0 while the device is ready."""
+        return self._native.accepted
+
+    @property
+    def queue_count(self) -> int:
+        """Queues of the device: hiprio (index 0) and the request queues."""
+        return 1 + self.request_queues
+
+    @property
+    def state(self) -> Literal["ready", "running", "paused", "closed"]:
+        """What the device does: it can be started, serves its queues, stands still for the time, or is over."""
+        return self._native.state
+
+    @property
+    def queues(self) -> list[Queue]:
+        """The queues that are set up, without their descriptors. Of a paused device `next` is where each one goes on."""
+        return [
+            Queue(size=size, desc=desc, avail=avail, used=used, next=position)
+            for _, size, desc, avail, used, position in self._native.queues()
+        ]
+
+    def read_config(self, offset: int, size: int) -> bytes:
+        """Returns `size` bytes of the configuration space (tag, number of request queues), zeros behind its end."""
+        return self._native.read_config(offset, size)
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        """Refuses: nothing in the configuration space of a file system device can be written.
+
+        Raises:
+            PermissionError: Always. A guest's write is to be ignored.
+        """
+        raise PermissionError(f"the configuration space is read-only: {len(data)} bytes at {offset}")
+
+    def start(self, features: int, queues: Sequence[Queue]) -> None:
+        """Starts to serve.
+
+        Args:
+            features: The feature bits that the driver accepted: VERSION_1 (bit 32), and no others than `features`.
+            queues: The queues, hiprio first. There may be fewer request queues than the device has.
+
+        Raises:
+            StateError: The device is not ready.
+            ValueError: The features were not offered, or a queue cannot be: then none was started.
+        """
+        self._native.start(features, [queue._native() for queue in queues])
+
+    def notify(self, queue: int) -> None:
+        """Says that the driver has put something into a queue. Returns at once.
+
+        Raises:
+            StateError: The device neither runs nor is paused.
+            ValueError: There is no such queue.
+        """
+        self._native.notify(queue)
+
+    def pause(self) -> None:
+        """Stops all queues, after the requests in flight. Nothing of the guest's memory is read or written any more.
+
+        Requests that wait for a lock of another guest go on waiting, and are answered after `resume`.
+
+        Raises:
+            StateError: The device does not run.
+        """
+        self._native.pause()
+
+    def resume(self) -> None:
+        """Goes on from where the queues stopped.
+
+        Raises:
+            StateError: The device is not paused.
+            ValueError: A queue's place is no longer guest memory; the device stays paused.
+        """
+        self._native.resume()
+
+    def reset(self) -> None:
+        """Forgets the driver: its queues and features, and its session with all nodes, open files and locks.
+
+        Raises:
+            StateError: The device is closed.
+        """
+        self._native.reset()
+
+    def close(self) -> None:
+        """Ends the device and its threads. May be called again; in a fork of the process that made it, it does nothing."""
+        if self._process == os.getpid():
+            self._native.close()
+            running.discard(self._exit)
+
+    def stats(self) -> DeviceStats:
+        """Returns the state and the counters of all sessions so far."""
+        return DeviceStats(**self._native.stats())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Device {self.tag!r} of {self.fs!r}: {self.state if self._process == os.getpid() else 'forked'}>"
+
+
+class _Exit:
+    """Closes a device that is still there when the interpreter goes, and does not keep it until then."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = weakref.ref(device)
+
+    def close(self) -> None:
+        if (device := self._device()) is not None:
+            device.close()
+
+
+def _descriptor(value: Descriptor) -> int:
+    return value if isinstance(value, int) else value.fileno()
+
+
+def _interrupt(value: Interrupt | None) -> int | Callable[[], object] | None:
+    if value is None or isinstance(value, int):
+        return value
+    return value.fileno() if hasattr(value, "fileno") else value

@@ -1,0 +1,318 @@
+//! The device as a part of a VMM that is written in Python.
+
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict};
+use virtiofs_device as device;
+use virtiofs_device::{Call, DeviceError, Identity, QueueSetup};
+use virtiofs_fuse::{Limits, Server};
+use virtiofs_virtqueue::Event;
+
+use crate::calls::Subscription;
+use crate::memory::GuestMemory;
+use crate::passthrough::HostDir;
+use crate::{errors, fd};
+
+/// A virtio-fs device. Python's `Device` says what is what; here is what it runs on.
+#[pyclass(frozen, module = "virtiofs._core")]
+pub(crate) struct Device {
+    native: Option<Arc<device::Device>>,
+    /// Of the queues that are set up now.
+    calls: Mutex<Vec<Subscription>>,
+    process: u32,
+}
+
+/// A queue as Python hands it over: size, addresses, position, kick, and what interrupts the driver.
+type Queue = (u16, u64, u64, u64, u16, Option<RawFd>, Option<Interrupt>);
+
+/// Where a queue stands: index, size, addresses, position.
+type Standing = (usize, u16, u64, u64, u64, u16);
+
+/// What is to happen when the driver is to be interrupted.
+#[derive(FromPyObject)]
+pub(crate) enum Interrupt {
+    Fd(RawFd),
+    Function(Py<PyAny>),
+}
+
+impl Interrupt {
+    /// The way there, and what keeps it open.
+    pub(crate) fn open(self) -> PyResult<(Call, Option<Subscription>)> {
+        Ok(match self {
+            Interrupt::Fd(number) => (Call::from(Event::from_fd(fd::duplicate(number)?)?), None),
+            Interrupt::Function(function) => {
+                let subscription = Subscription::new(function)?;
+                (Call::Event(Arc::clone(&subscription.event)), Some(subscription))
+            }
+        })
+    }
+}
+
+/// Refusals of the device, by whose fault they are.
+fn refused(py: Python<'_>, error: DeviceError) -> PyErr {
+    let text = error.to_string();
+    match error {
+        DeviceError::State { .. } => errors::named(py, "StateError", text),
+        _ => PyValueError::new_err(text),
+    }
+}
+
+impl Device {
+    /// The device, in the process that made it: a fork has neither its threads nor its guest.
+    pub(crate) fn native(&self, py: Python<'_>) -> PyResult<&Arc<device::Device>> {
+        match &self.native {
+            Some(native) if self.process == std::process::id() => Ok(native),
+            _ => Err(errors::named(
+                py,
+                "StateError",
+                "the device belongs to the process that this one was forked from".into(),
+            )),
+        }
+    }
+
+    fn run(
+        &self,
+        py: Python<'_>,
+        work: impl FnOnce(&device::Device) -> Result<(), DeviceError> + Send,
+    ) -> PyResult<()> {
+        let native = self.native(py)?;
+        py.detach(|| work(native)).map_err(|error| refused(py, error))
+    }
+
+    fn forget_calls(&self, py: Python<'_>) {
+        let calls = std::mem::take(&mut *self.calls.lock());
+        // A function that is being called wants the interpreter to return.
+        py.detach(|| drop(calls));
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        let (native, calls) = (self.native.take(), std::mem::take(self.calls.get_mut()));
+        if self.process != std::process::id() {
+            std::mem::forget((native, calls));
+            return;
+        }
+        Python::attach(|py| py.detach(|| drop((native, calls))));
+    }
+}
+
+#[pymethods]
+impl Device {
+    #[new]
+    #[pyo3(signature = (fs, memory, *, tag, request_queues, slow_threads, want))]
+    fn new(
+        py: Python<'_>,
+        fs: &HostDir,
+        memory: &GuestMemory,
+        tag: &str,
+        request_queues: u16,
+        slow_threads: usize,
+        want: u64,
+    ) -> PyResult<Device> {
+        let identity = Identity::new(tag, request_queues).map_err(|error| PyValueError::new_err(error.to_string()))?;
+        let native = py.detach(|| {
+            let server = Arc::new(Server::new(fs.open()?, Limits { want, ..Limits::default() }));
+            Ok::<_, PyErr>(Arc::new(device::Device::new(identity, server, Arc::clone(&memory.shared), slow_threads)))
+        })?;
+        memory.used_by(&native);
+        Ok(Device { native: Some(native), calls: Mutex::default(), process: std::process::id() })
+    }
+
+    /// `ready`, `running`, `paused` or `closed`.
+    #[getter]
+    fn state(&self, py: Python<'_>) -> PyResult<String> {
+        Ok(self.native(py)?.state().to_string())
+    }
+
+    /// Feature bits that are offered.
+    #[getter]
+    fn features(&self, py: Python<'_>) -> PyResult<u64> {
+        Ok(self.native(py)?.features())
+    }
+
+    /// Feature bits that the driver accepted.
+    #[getter]
+    fn accepted(&self, py: Python<'_>) -> PyResult<u64> {
+        let native = self.native(py)?;
+        Ok(py.detach(|| native.accepted()))
+    }
+
+    /// Bytes of the configuration space; zeros behind its end.
+    fn read_config<'py>(&self, py: Python<'py>, offset: usize, size: usize) -> PyResult<Bound<'py, PyBytes>> {
+        let space = self.native(py)?.identity().config_space();
+        PyBytes::new_with(py, size, |out| {
+            out.iter_mut().zip(space.get(offset..).unwrap_or_default()).for_each(|(to, from)| *to = *from);
+            Ok(())
+        })
+    }
+
+    /// Starts to serve.
+    fn start(&self, py: Python<'_>, features: u64, queues: Vec<Queue>) -> PyResult<()> {
+        let native = self.native(py)?;
+        let (mut setups, mut calls) = (Vec::new(), Vec::new());
+        for (index, (size, desc, avail, used, next, kick, call)) in queues.into_iter().enumerate() {
+            let kick = kick.map(|kick| Event::from_fd(fd::duplicate(kick)?)).transpose()?.map(Arc::new);
+            let (call, subscription) = call.map(Interrupt::open).transpose()?.unzip();
+            calls.extend(subscription.flatten());
+            setups.push(QueueSetup { index, size, desc, avail, used, next, kick, call });
+        }
+        match py.detach(|| native.start(features, setups)) {
+            Ok(()) => {
+                // Those of an earlier start, if the device was reset by somebody else.
+                self.forget_calls(py);
+                *self.calls.lock() = calls;
+                Ok(())
+            }
+            Err(error) => {
+                py.detach(|| drop(calls));
+                Err(refused(py, error))
+            }
+        }
+    }
+
+    /// The driver has put something into a queue.
+    fn notify(&self, py: Python<'_>, index: usize) -> PyResult<()> {
+        // Nothing waits here.
+        self.native(py)?.notify(index).map_err(|error| refused(py, error))
+    }
+
+    /// Stops all queues where they are.
+    fn pause(&self, py: Python<'_>) -> PyResult<()> {
+        self.run(py, device::Device::pause)
+    }
+
+    /// Goes on.
+    fn resume(&self, py: Python<'_>) -> PyResult<()> {
+        self.run(py, device::Device::resume)
+    }
+
+    /// Forgets the driver and its session.
+    fn reset(&self, py: Python<'_>) -> PyResult<()> {
+        self.run(py, device::Device::reset)?;
+        self.forget_calls(py);
+        Ok(())
+    }
+
+    /// Ends the device. May be called again, and does nothing in a fork.
+    fn close(&self, py: Python<'_>) {
+        if let Ok(native) = self.native(py) {
+            py.detach(|| native.close());
+            self.forget_calls(py);
+        }
+    }
+
+    /// Where each queue stands: index, size, addresses, position of the next request.
+    fn queues(&self, py: Python<'_>) -> PyResult<Vec<Standing>> {
+        let native = self.native(py)?;
+        let queues = py.detach(|| native.queues());
+        Ok(queues.iter().map(|q| (q.index, q.size, q.desc, q.avail, q.used, q.next)).collect())
+    }
+
+    /// The counters, by name.
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let native = self.native(py)?;
+        let all = crate::server::counters(py, native.server())?;
+        all.set_item("state", native.state().to_string())?;
+        Ok(all)
+    }
+}
+
+/// Registers before a device.
+#[pyclass(frozen, subclass, module = "virtiofs._core")]
+pub(crate) struct Mmio {
+    native: Arc<device::mmio::Mmio>,
+    calls: Mutex<Option<Subscription>>,
+}
+
+impl Mmio {
+    pub(crate) fn native(&self) -> &Arc<device::mmio::Mmio> {
+        &self.native
+    }
+
+    fn forget_call(&self, py: Python<'_>) {
+        let call = self.calls.lock().take();
+        py.detach(|| drop(call));
+    }
+}
+
+impl Drop for Mmio {
+    fn drop(&mut self) {
+        let call = self.calls.get_mut().take();
+        if call.is_some() {
+            Python::attach(|py| py.detach(|| drop(call)));
+        }
+    }
+}
+
+/// Where a shared memory region lies for the guest: id, address, bytes.
+#[derive(FromPyObject)]
+struct SharedRegion(u8, u64, u64);
+
+#[pymethods]
+impl Mmio {
+    #[new]
+    #[pyo3(signature = (device, interrupt, regions))]
+    fn new(
+        py: Python<'_>,
+        device: &Device,
+        interrupt: Option<Interrupt>,
+        regions: Vec<SharedRegion>,
+    ) -> PyResult<Mmio> {
+        let regions =
+            regions.into_iter().map(|SharedRegion(id, base, len)| device::mmio::SharedRegion { id, base, len });
+        let native = device::mmio::Mmio::new(Arc::clone(device.native(py)?), regions.collect())?;
+        let (call, subscription) = interrupt.map(Interrupt::open).transpose()?.unzip();
+        native.set_line(call);
+        Ok(Mmio { native: Arc::new(native), calls: Mutex::new(subscription.flatten()) })
+    }
+
+    /// Returns what the guest reads: `size` bytes at `offset` of the registers, in the guest's byte order.
+    fn read<'py>(&self, py: Python<'py>, offset: u64, size: usize) -> PyResult<Bound<'py, PyBytes>> {
+        if size > 8 {
+            return Err(PyValueError::new_err(format!("an access has 8 bytes at the most, not {size}")));
+        }
+        // The registers may be in the hands of somebody who waits for requests in flight.
+        let word = py.detach(|| {
+            let mut word = [0; 8];
+            self.native.read(offset, word.get_mut(..size).unwrap_or_default());
+            word
+        });
+        Ok(PyBytes::new(py, word.get(..size).unwrap_or_default()))
+    }
+
+    /// Takes what the guest writes at `offset`. Returns when it has taken effect: a reset waits for the requests in flight.
+    fn write(&self, py: Python<'_>, offset: u64, data: &[u8]) {
+        if offset == device::mmio::register::QUEUE_NOTIFY {
+            return self.native.write(offset, data);
+        }
+        py.detach(|| self.native.write(offset, data));
+    }
+
+    /// The causes of interrupts that the driver has not acknowledged: 1 a used buffer, 2 a change of the configuration. Not 0 is an
+    /// interrupt that is pending.
+    #[getter]
+    fn interrupt_status(&self) -> u32 {
+        self.native.interrupt_status()
+    }
+
+    /// Returns the eventfd by which queue `index` is kicked: to write it is what a write of `index` to QueueNotify is, for KVM_IOEVENTFD. It
+    /// stays ours, and the same one over resets.
+    fn kick_fd(&self, index: usize) -> PyResult<RawFd> {
+        let kick = self.native.kick(index).ok_or_else(|| {
+            let queues = self.native.device().identity().queues();
+            PyValueError::new_err(format!("queue {index} is none of this device, which has {queues}"))
+        })?;
+        Ok(kick.as_fd().as_raw_fd())
+    }
+
+    /// Interrupts nobody any more. The device stays as it is.
+    fn close(&self, py: Python<'_>) {
+        self.native.set_line(None);
+        self.forget_call(py);
+    }
+}
