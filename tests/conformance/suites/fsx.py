@@ -25,7 +25,7 @@ class Fsx:
     def run(self, boot: Boot) -> Iterator[Result]:
         with boot() as ground:
             for variant, flags in VARIANTS.items():
-                for seed in self.seeds:
+                for seed in self.seeds[:1] if variant == "direct" else self.seeds:
                     program = f"/suites/xfstests/ltp/fsx -q -N {self.operations} -S {seed} -P /tmp {flags}"
                     done = ground.guest.run(f"cd /mnt/test\n{program} {variant}-{seed}", timeout=1800)
                     why = "" if done.status == 0 else " ".join(done.output.split())[-400:]

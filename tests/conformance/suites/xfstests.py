@@ -21,8 +21,8 @@ GENERIC = tuple(
 )
 """Numbers of the generic tests that can run on a share."""
 
-# A test that takes longer than this hangs: the slowest takes two minutes here.
-PATIENCE = 600
+# A test that takes longer than this hangs: the slowest takes two minutes where nothing else runs.
+PATIENCE = 900
 _USERS = ("fsgqa", "fsgqa2", "123456-fsgqa")
 
 
