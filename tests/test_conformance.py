@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from tests.conformance import record, table
-from tests.conformance.ground import CONTROL
+from tests.conformance.ground import CONTROL, COUNTERS
 from tests.conformance.record import Record, Store
 from tests.conformance.suites import pjdfstest, xfstests
 from tests.posix.runner import FAILED, NOT_RUN, OK, Result
@@ -79,6 +80,18 @@ def test_the_page_counts_and_names_what_differs_from_the_control() -> None:
     assert table.verdict(records, "fsx", "auto").faults() == ["b: failed: lost"]
 
 
+def test_what_only_a_server_can_say_needs_no_control() -> None:
+    control = _record(CONTROL, Result("a", OK))
+    for result, faults in ((Result(COUNTERS, OK), []), (Result(COUNTERS, FAILED, "1"), [f"{COUNTERS}: failed: 1"])):
+        records = {("fsx", CONTROL): control, ("fsx", "auto"): _record("auto", Result("a", OK), result)}
+        assert table.verdict(records, "fsx", "auto").faults() == faults
+
+
+def test_a_test_that_the_share_has_no_result_of_is_a_fault() -> None:
+    records = {("fsx", CONTROL): _record(CONTROL, Result("a", OK)), ("fsx", "auto"): _record("auto")}
+    assert table.verdict(records, "fsx", "auto").faults() == ["a: the share has no result"]
+
+
 def test_a_share_without_a_control_is_a_fault() -> None:
     assert table.verdict({("fsx", "auto"): _record("auto", Result("a", OK))}, "fsx", "auto").faults() != []
 
@@ -89,3 +102,27 @@ def test_records_are_kept_and_replaced(tmp_path: Path) -> None:
     again = record.record("fsx", "auto", "7.3", tmp_path, [Result("a", FAILED, "why")])
     store.save(again)
     assert store.load() == {("fsx", "auto"): again}
+
+
+def test_a_run_goes_on_where_it_was_broken_off(tmp_path: Path) -> None:
+    store = Store(tmp_path / "kept")
+    head = _record("auto")
+    store.begin(head).add(Result("a", OK))
+    with (tmp_path / "kept/fsx@auto.notes").open("a") as file:
+        file.write('{"name": "b", "resu')
+    again = store.begin(head, resume=True)
+    assert again.results == [Result("a", OK)]
+    again.add(Result("b", FAILED, "why"))
+    assert not store.whole(head)
+    again.end("7.3")
+    assert store.whole(head)
+    assert [result.name for result in store.load()["fsx", "auto"].results] == ["a", "b"]
+    assert not store.whole(replace(head, commit="other"))
+
+
+def test_a_run_begins_anew_for_another_commit_or_when_nothing_is_to_be_resumed(tmp_path: Path) -> None:
+    store = Store(tmp_path / "kept")
+    store.begin(_record("auto")).add(Result("a", OK))
+    assert store.begin(replace(_record("auto"), commit="other"), resume=True).results == []
+    store.begin(_record("auto")).add(Result("a", OK))
+    assert store.begin(_record("auto")).results == []

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.posix.runner import OK, Result
+from tests.posix.runner import OK
 from tests.vm import provision
 
 from .ground import CONTROL, SETUPS, Ground, ground
@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
     judged = []
     for suite, source in _suites(asked):
         for setup in asked.setup or [CONTROL, *(SETUPS if suite.name in ("fsx", "posix") else PLAIN)]:
-            _run(suite, setup, source, store)
+            _run(suite, setup, source, store, resume=asked.resume)
             if setup != CONTROL:
                 judged.append((suite.name, setup))
     records = store.load()
@@ -71,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--suite", action="append", choices=list(WHAT), help="only this one; may be repeated")
     parser.add_argument("--setup", action="append", choices=[CONTROL, *SETUPS], help="only on this; may be repeated")
+    parser.add_argument("--resume", action="store_true", help="leave out what has results of these commits already")
     parser.add_argument("--generic", nargs="+", metavar="NNN", default=GENERIC, help="only these tests of xfstests")
     parser.add_argument("--operations", type=int, default=100_000, metavar="N", help="of each fsx run (100000)")
     parser.add_argument(
@@ -103,12 +104,16 @@ def _suites(asked: argparse.Namespace) -> Iterator[tuple[Suite, Path]]:
             yield make(), source
 
 
-def _run(suite: Suite, setup: str, source: Path, store: Store) -> None:
+def _run(suite: Suite, setup: str, source: Path, store: Store, *, resume: bool) -> None:
     """Run a suite on a setup, tell what is not ok as it comes, and keep the record."""
     began = time.monotonic()
     print(f"{suite.name} on {setup}", flush=True)
     kernel = ""
-    results: list[Result] = []
+    head = record(suite.name, setup, kernel, source)
+    if resume and store.whole(head):
+        print("  known", flush=True)
+        return
+    run = store.begin(head, resume=resume)
 
     @contextlib.contextmanager
     def boot() -> Iterator[Ground]:
@@ -117,11 +122,11 @@ def _run(suite: Suite, setup: str, source: Path, store: Store) -> None:
             kernel = place.guest.release
             yield place
 
-    for result in suite.run(boot):
-        results.append(result)
+    for result in suite.run(boot, {result.name for result in run.results}):
+        run.add(result)
         if result.result != OK:
             print(f"  {result.result}: {result.name}: {result.why}", flush=True)
-    store.save(record(suite.name, setup, kernel, source, results))
+    run.end(kernel)
     print(f"  {time.monotonic() - began:.0f} s", flush=True)
 
 

@@ -33,6 +33,9 @@ SETUPS: Mapping[str, Mapping[str, Any]] = {
 """The shares by name, as arguments of `Passthrough`; all serve extended attributes, ACLs and O_DIRECT too."""
 
 IMAGE_SIZE = 3 << 30
+COUNTERS, RETURNED = "the server's counters", "nodes, handles and descriptors return"
+OF_SERVERS = (COUNTERS, RETURNED)
+"""Results that the shares have beside those of the suites, and the control has not."""
 AREAS = ("test", "scratch")
 # Tags that nothing else is called: xfstests replaces them wherever they stand.
 TAGS = {area: f"conformance-{area}" for area in AREAS}
@@ -74,7 +77,7 @@ class Ground:
         if self.servers:
             stats = [server.stats() for server in self.servers]
             bad = [f"{s.malformed} malformed requests, {s.panics} panics" for s in stats if s.malformed or s.panics]
-            yield Result("the server's counters", FAILED if bad else OK, "; ".join(bad))
+            yield Result(COUNTERS, FAILED if bad else OK, "; ".join(bad))
 
 
 @contextlib.contextmanager

@@ -1,4 +1,7 @@
-"""Results of a suite on one setup, with what is needed to judge them later: when, on what, of which commit."""
+"""Results of a suite on one setup, with what is needed to judge them later: when, on what, of which commit.
+
+Each is written down as soon as it is known, so that a run which was broken off can go on where it was.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from tests.posix.runner import Result
@@ -25,6 +28,11 @@ class Record:
     version: str
     results: tuple[Result, ...]
 
+    @property
+    def of(self) -> tuple[str, ...]:
+        """What results have to agree in to belong together."""
+        return (self.suite, self.setup, self.commit, self.version)
+
     def count(self, word: str) -> int:
         return Counter(result.result for result in self.results)[word]
 
@@ -40,6 +48,15 @@ class Store:
         path = self.folder / f"{record.suite}@{record.setup}.json"
         path.write_text(json.dumps(asdict(record), indent=1) + "\n")
 
+    def whole(self, head: Record) -> bool:
+        """Whether there is a record of the same suite, setup and commits."""
+        known = self.load().get((head.suite, head.setup))
+        return known is not None and known.of == head.of
+
+    def begin(self, head: Record, *, resume: bool = False) -> Run:
+        """A run whose record begins as ``head``; with ``resume``, with what a run of the same commits had got to."""
+        return Run(self, head, resume=resume)
+
     def load(self) -> dict[tuple[str, str], Record]:
         """All records by suite and setup."""
         found = {}
@@ -50,7 +67,31 @@ class Store:
         return found
 
 
-def record(suite: str, setup: str, kernel: str, source: Path, results: Iterable[Result]) -> Record:
+class Run:
+    """A record in the making: its results so far, of which each is in a file before the next is known."""
+
+    def __init__(self, store: Store, head: Record, *, resume: bool) -> None:
+        self._store, self._head = store, head
+        self._path = store.folder / f"{head.suite}@{head.setup}.notes"
+        # What follows the last line end was cut off.
+        lines = self._path.read_text().split("\n")[:-1] if self._path.exists() else []
+        noted = [json.loads(line) for line in lines]
+        goes_on = resume and bool(noted) and tuple(noted[0]) == head.of
+        self.results = [Result(**fields) for fields in noted[1:]] if goes_on else []
+        self._path.write_text("".join(f"{line}\n" for line in lines) if goes_on else json.dumps(head.of) + "\n")
+
+    def add(self, result: Result) -> None:
+        self.results.append(result)
+        with self._path.open("a") as file:
+            file.write(json.dumps(asdict(result)) + "\n")
+
+    def end(self, kernel: str) -> None:
+        """Keep the whole record, of a guest with that kernel, instead of the notes."""
+        self._store.save(replace(self._head, kernel=kernel, results=tuple(self.results)))
+        self._path.unlink()
+
+
+def record(suite: str, setup: str, kernel: str, source: Path, results: Iterable[Result] = ()) -> Record:
     """A record of today and of this checkout; ``source`` is where the suite was built."""
     here = Path(__file__).resolve().parents[2]
     date = time.strftime("%Y-%m-%d", time.gmtime())

@@ -30,6 +30,8 @@ from typing import Self
 
 # A line on the channel stays below a terminal's buffer of 4096: UML's terminals forget to go on when it was full.
 PIECE = 3000
+# Seconds that one wait for the guest may count against its time. More of them pass only while it or this process is stopped.
+SLICE = 2.0
 INSIDE = Path(__file__).resolve().parent / "inside"
 
 
@@ -118,8 +120,7 @@ class Guest(ABC):
                 start_new_session=True,
             )
         self._far_end.close()
-        deadline = time.monotonic() + self.boot_timeout
-        for line in self._lines(deadline, f"no boot: {shlex.join(command)}"):
+        for line in self._lines(self.boot_timeout, f"no boot: {shlex.join(command)}"):
             if line.startswith("@@boot "):
                 _, self.release, rooted = line.split()
                 if rooted != "y" and self.wants_root:
@@ -174,11 +175,12 @@ class Guest(ABC):
     def run(self, script: str, timeout: float = 120, where: str = "root") -> Done:
         """Run a script and answer its status and output. Raises GuestTimeoutError after ``timeout`` seconds.
 
+        Time in which the guest or this process is stopped (SIGSTOP, a suspended machine) does not count.
         ``where="init"`` runs it by busybox in the initramfs, which answers even when every share hangs.
         """
         token = secrets.token_hex(8)
         self._send(where, token, script)
-        *lines, status = self._until(token, time.monotonic() + timeout, script)
+        *lines, status = self._until(token, timeout, script)
         return Done(int(status), "".join(map(str, lines)).removesuffix("\n"))
 
     def check(self, script: str, timeout: float = 120) -> str:
@@ -195,7 +197,7 @@ class Guest(ABC):
         self._send("root", token, script)
         # The line end before the status is not the script's: an empty line waits for what comes after it.
         held = False
-        for line in self._until(token, time.monotonic() + timeout, script):
+        for line in self._until(token, timeout, script):
             if isinstance(line, int):
                 return
             if held:
@@ -239,34 +241,47 @@ class Guest(ABC):
         try:
             for piece in pieces[:-1]:
                 self._channel.sendall(f"more {token} {piece}\n".encode())
-                list(self._until(token, time.monotonic() + 60, "a piece of a script"))
+                list(self._until(token, 60, "a piece of a script"))
             self._channel.sendall(f"{where} {token} {pieces[-1]}\n".encode())
         except OSError as error:
             raise GuestError(f"the guest is gone: {error}\n{self._tail()}") from error
 
-    def _until(self, token: str, deadline: float, script: str) -> Iterator[str | int]:
+    def _until(self, token: str, timeout: float, script: str) -> Iterator[str | int]:
         """Yield the output's lines with their ends, then the status."""
-        for line in self._lines(deadline, _short(script)):
+        for line in self._lines(timeout, _short(script)):
             if line.startswith(f"@@{token} "):
                 yield int(line.split()[1])
                 return
             yield line
 
-    def _lines(self, deadline: float, what: str) -> Iterator[str]:
+    def _lines(self, timeout: float, what: str) -> Iterator[str]:
         seen: list[str] = []
+        left = timeout
         while True:
             while b"\n" in self._pending:
                 line, self._pending = self._pending.split(b"\n", 1)
                 seen.append(line.decode("utf-8", "surrogateescape") + "\n")
                 yield seen[-1]
-            left = deadline - time.monotonic()
-            if left <= 0 or not select.select([self._channel], [], [], left)[0]:
+            began = time.monotonic()
+            ready = bool(select.select([self._channel], [], [], max(0.0, min(left, SLICE)))[0])
+            if not self._stopped():
+                left -= min(time.monotonic() - began, SLICE)
+            if left <= 0:
                 self.kill()
                 raise GuestTimeoutError(f"no answer in time: {what}\n--- output\n{''.join(seen[-40:])}\n{self._tail()}")
+            if not ready:
+                continue
             data = self._channel.recv(1 << 16)
             if not data:
                 raise GuestError(f"the guest left: {what}\n--- output\n{''.join(seen[-40:])}\n{self._tail()}")
             self._pending += data
+
+    def _stopped(self) -> bool:
+        """Whether somebody has stopped the VMM, who is to let it go on."""
+        try:
+            return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+        except FileNotFoundError:
+            return False
 
     def _tail(self) -> str:
         text = self.console.read_text(errors="replace") if self.console.exists() else ""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from pathlib import Path
 
 import pytest
@@ -86,6 +88,18 @@ def test_a_guest_that_does_not_answer_is_ended(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("uml_can_mount")
+def test_time_in_which_a_guest_is_stopped_does_not_count(tmp_path: Path) -> None:
+    with Daemon(tmp_path) as served, Uml([Share(served.socket)]) as guest:
+        goes_on = threading.Timer(6, os.killpg, (guest.pid, signal.SIGCONT))
+        os.killpg(guest.pid, signal.SIGSTOP)
+        goes_on.start()
+        try:
+            assert guest.check("echo still here", timeout=3) == "still here\n"
+        finally:
+            goes_on.cancel()
+            os.killpg(guest.pid, signal.SIGCONT)
+
+
 def test_two_guests_at_once_leave_nothing_behind(tmp_path: Path) -> None:
     """Two guests with a daemon each on one directory, then two shares in one guest; one guest ends, one is killed."""
     with (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -23,5 +23,5 @@ class Suite(Protocol):
     def folder(self) -> str:
         """The name below ``/suites`` that the guest has its programs by."""
 
-    def run(self, boot: Boot) -> Iterator[Result]:
-        """Yield a result for each test as it is known."""
+    def run(self, boot: Boot, done: Collection[str]) -> Iterator[Result]:
+        """Yield a result for each test as it is known, but for those ``done``: the names of results that are known."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
+from tests.conformance.ground import Ground
 from tests.posix.runner import FAILED, NOT_RUN, OK, Result
 from tests.vm.guest import GuestError
 
@@ -41,19 +42,31 @@ class Pjdfstest:
     def __init__(self, only: str = "*/*.t") -> None:
         self.only = only
 
-    def run(self, boot: Boot) -> Iterator[Result]:
-        with boot() as ground:
-            files = ground.guest.check(f"cd /suites/pjdfstest/tests\nprintf '%s\\n' {self.only}").split()
-            for batch in (files[at : at + TOGETHER] for at in range(0, len(files), TOGETHER)):
-                try:
-                    done = ground.guest.run(TOGETHER_SCRIPT.format(files=" ".join(batch)), timeout=PATIENCE)
-                except GuestError as error:
-                    yield Result(batch[0], FAILED, f"the guest did not survive it: {str(error).splitlines()[0]}")
+    def run(self, boot: Boot, done: Collection[str]) -> Iterator[Result]:
+        known = {name.split(":")[0] for name in done}
+        while True:
+            with boot() as ground:
+                files = ground.guest.check(f"cd /suites/pjdfstest/tests\nprintf '%s\\n' {self.only}").split()
+                left = [file for file in files if file not in known]
+                for batch in (left[at : at + TOGETHER] for at in range(0, len(left), TOGETHER)):
+                    known.update(batch)
+                    try:
+                        yield from _together(ground, batch)
+                    except GuestError as error:
+                        # The guest is gone, and with it what these had printed; the others get a new one.
+                        why = f"the guest did not survive it: {str(error).splitlines()[0]}"
+                        yield from (Result(file, FAILED, why) for file in batch)
+                        break
+                else:
+                    yield from ground.health()
                     return
-                for printed in done.output.split("@@ ")[1:]:
-                    file, *lines = printed.splitlines()
-                    yield from judge(file, lines)
-            yield from ground.health()
+
+
+def _together(ground: Ground, files: Sequence[str]) -> Iterator[Result]:
+    printed = ground.guest.run(TOGETHER_SCRIPT.format(files=" ".join(files)), timeout=PATIENCE).output
+    for part in printed.split("@@ ")[1:]:
+        file, *lines = part.splitlines()
+        yield from judge(file, lines)
 
 
 def judge(file: str, lines: Iterable[str]) -> Iterator[Result]:
