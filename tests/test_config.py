@@ -43,6 +43,7 @@ def test_every_key(tmp_path: Path) -> None:
         socket_mode = 0o660
         socket_group = "kvm"
         slow_threads = 5
+        dax_window = "64M"
         cache = "always"
         attr_timeout = 7
         negative_timeout = 0.5
@@ -60,6 +61,7 @@ def test_every_key(tmp_path: Path) -> None:
         readdirplus = false
         killpriv_v2 = false
         ownership = "caller"
+        dax = "1M"
 
         [[share]]
         fs = "a.b:C.make"
@@ -82,6 +84,7 @@ def test_every_key(tmp_path: Path) -> None:
             socket_mode=0o660,
             socket_group="kvm",
             slow_threads=5,
+            dax_window="64M",
             cache=ALWAYS.replace(attr_timeout=7.0, negative_timeout=0.5),
             read_only=True,
             writeback=True,
@@ -97,6 +100,7 @@ def test_every_key(tmp_path: Path) -> None:
             readdirplus=False,
             killpriv_v2=False,
             ownership="caller",
+            dax="1M",
         ),
         Share(
             fs="a.b:C.make",

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final, Never
 
-from . import _core, cache, compat, xattrmap
+from . import _core, cache, compat, qemu, xattrmap
 from .config import Config, Share, inherited_fd, level, names_class
 from .errors import ConfigError, hinted, one_line
 from .host import raise_open_files
@@ -88,6 +88,16 @@ def _serve_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--tag", default="virtiofs", help="name by which guests mount it (virtiofs)")
     group.add_argument(
         "--request-queues", metavar="N", type=int, default=default_request_queues(), help="(one per CPU, up to 4)"
+    )
+
+    group.add_argument(
+        "--dax-window",
+        metavar="SIZE",
+        default="0",
+        help="let guests map files, SIZE (1G) at a time; 0 is not at all (0)",
+    )
+    group.add_argument(
+        "--dax", metavar="WHICH", default="64K", help="which files they map: never, always, or from a size on (64K)"
     )
 
     _share_options(parser)
@@ -197,6 +207,8 @@ def _serve(arguments: argparse.Namespace) -> int:
             what = {"directory": server.fs.directory} if share.fs is None else {"fs": share.fs}
             _core.log("info", "serving", **what, tag=server.tag, socket=server.path or f"fd {share.fd}")
             _core.log("info", f"start a guest with: {server.qemu_line()}")
+            if server.dax_window and (problem := qemu.window_problem()) is not None:
+                _core.log("warn", problem)
             _core.log("info", f"in the guest: mount -t virtiofs {shlex.quote(server.tag)} /mnt")
         return servers
 
@@ -274,7 +286,7 @@ def _source(name: str) -> dict[str, Any]:
 
 def _device(arguments: argparse.Namespace) -> dict[str, Any]:
     """Returns what the options of the device and its socket say, by the names of `Share`."""
-    names = ("tag", "request_queues", "once", "socket_mode", "socket_group")
+    names = ("tag", "request_queues", "once", "socket_mode", "socket_group", "dax_window", "dax")
     return {name: getattr(arguments, name) for name in names}
 
 

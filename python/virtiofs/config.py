@@ -37,6 +37,7 @@ class Share:
         socket_mode: Permission bits of the socket.
         socket_group: Group of the socket; None leaves that of the process.
         slow_threads: Threads for requests that have to wait for a disk, at most.
+        dax_window: Size of the DAX window, as in 1G; 0 for none.
         cache: What guests may keep.
         read_only: Refuse every change with EROFS.
         writeback: Let guests collect writes and send them later.
@@ -54,6 +55,7 @@ class Share:
         killpriv_v2: Clear setuid and setgid at writes and truncations.
         ownership: Who owns what a guest creates: `caller` insists on its user there, `auto` takes the user of this process
             where it lacks the privileges.
+        dax: Which files guests map: never, always, or from a size on.
         origin: Where it was read, for messages.
     """
 
@@ -68,6 +70,7 @@ class Share:
     socket_mode: int = 0o600
     socket_group: str | None = None
     slow_threads: int = 16
+    dax_window: str = "0"
     cache: Cache = AUTO
     read_only: bool = False
     writeback: bool = False
@@ -83,6 +86,7 @@ class Share:
     readdirplus: bool = True
     killpriv_v2: bool = True
     ownership: Literal["auto", "caller"] = "auto"
+    dax: str = "64K"
     origin: str | None = field(default=None, compare=False, repr=False)
 
     def filesystem(self) -> Passthrough:
@@ -119,6 +123,7 @@ class Share:
             socket_mode=self.socket_mode,
             socket_group=self.socket_group,
             slow_threads=self.slow_threads,
+            dax_window=self.dax_window,
         )
 
 

@@ -8,6 +8,7 @@ from typing import Final, Literal
 
 from . import _core
 from .cache import AUTO, Cache
+from .dax import SMALL, files
 from .errors import ConfigError, hinted
 from .host import may_change_owners
 from .xattrmap import XattrMap, parse
@@ -61,6 +62,9 @@ class Passthrough:
         killpriv_v2: Clear setuid and setgid at writes and truncations, so that the guest need not ask before each write.
         ownership: Who owns what a guest creates: `caller` insists on the user and group in the guest, which takes privileges;
             `auto` takes the user of this process where it lacks them.
+        dax: Which files guests map where the device has a DAX window: those of at least so many bytes (a number, or text
+            such as 64K), all (`always`) or none (`never`). A guest that mounts with ``dax=always`` or ``dax=never``
+            decides by itself.
 
     Raises:
         OSError: There is no such directory, it is none, or it may not be read.
@@ -87,6 +91,7 @@ class Passthrough:
         flock: bool = True,
         node_descriptors: int | None = None,
         ownership: Literal["auto", "caller"] = "auto",
+        dax: int | str = SMALL,
     ) -> None:
         if ownership == "caller" and not may_change_owners():
             raise hinted(
@@ -119,6 +124,7 @@ class Passthrough:
             )
         self.node_descriptors: Final = node_descriptors
         self.ownership: Final = ownership
+        self.dax: Final = files(dax)
 
     def __repr__(self) -> str:
         settings = [repr(self.directory), f"cache={self.cache.name}"]
@@ -170,6 +176,7 @@ class Passthrough:
             allow_direct_io=self.allow_direct_io,
             announce_submounts=self.announce_submounts,
             node_descriptors=descriptors,
+            dax=self.dax,
         )
 
 

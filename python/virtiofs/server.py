@@ -9,9 +9,11 @@ from collections.abc import Callable
 from typing import Final, Self
 
 from . import _core, running
+from .dax import window
 from .errors import ConfigError, hinted
 from .listener import Listener, adopt
 from .passthrough import Passthrough
+from .qemu import PROGRAM, WINDOW_DEVICE
 from .signals import Waitable, until_signal
 from .types import Stats
 
@@ -39,6 +41,10 @@ class Server:
         socket_mode: Permission bits of the socket.
         socket_group: Name or number of the group of the socket; None leaves that of the process.
         slow_threads: Threads, at most, for requests that have to wait for a disk. They are made when needed and go when idle.
+        dax_window: Bytes of the DAX window, into which guests map files: a power of two, 2 MiB at least; 0 for none. See
+            docs/dax.md for who can use it.
+        dax_barrier: Wait, after each mapping, until the VMM has done more than promise it. QEMU 11.1 needs that; a VMM that
+            does not know VHOST_USER_BACKEND_SHARED_OBJECT_LOOKUP needs it off.
 
     Raises:
         ConfigError: A setting cannot be served.
@@ -56,6 +62,8 @@ class Server:
         socket_mode: int = 0o600,
         socket_group: str | int | None = None,
         slow_threads: int = 16,
+        dax_window: int | str = 0,
+        dax_barrier: bool = True,
     ) -> None:
         if (socket is None) == (fd is None):
             raise hinted(
@@ -76,6 +84,8 @@ class Server:
         self.request_queues: Final = request_queues
         self.once: Final = once
         self.slow_threads: Final = slow_threads
+        self.dax_window: Final = window(dax_window)
+        self.dax_barrier: Final = dax_barrier
         self._fd = fd
         self._mode = socket_mode
         self._group = socket_group
@@ -110,7 +120,9 @@ class Server:
                 request_queues=self.request_queues,
                 once=self.once,
                 slow_threads=self.slow_threads,
-                want=self.fs.init_flags,
+                want=self.fs.init_flags | self._dax_flags,
+                dax_window=self.dax_window,
+                dax_barrier=self.dax_barrier,
             )
         except BaseException:
             self.close()
@@ -120,6 +132,12 @@ class Server:
                 inherited.close()  # the native side has a descriptor of its own
         running.add(self)
         return self
+
+    @property
+    def _dax_flags(self) -> int:
+        if not self.dax_window:
+            return 0
+        return sum(_core.INIT[name] for name in ("MAP_ALIGNMENT", "HAS_INODE_DAX", "EXPLICIT_INVAL_DATA"))
 
     def wait(self, timeout: float | None = None) -> bool:
         """Waits until the server ends: by `close`, or by the guest's leave with `once`. Signals are handled meanwhile.
@@ -189,7 +207,14 @@ class Server:
 
     def qemu_arguments(self, memory: str = "2G") -> list[str]:
         """Returns the arguments with which QEMU gives the share to a guest of `memory` bytes (with K, M or G)."""
-        queues = "" if self.request_queues == 1 else f",num-request-queues={self.request_queues}"
+        if self.dax_window:
+            # The only device of QEMU 11.1 that has a window takes what the daemon says of itself, and must be told how many
+            # bytes that is: a tag and the number of queues.
+            device = f"{WINDOW_DEVICE},chardev=fs0,virtio-id=26,num_vqs={1 + self.request_queues}"
+            device += f",vq_size=1024,config_size={TAG_MAX + 4}"
+        else:
+            queues = "" if self.request_queues == 1 else f",num-request-queues={self.request_queues}"
+            device = f"vhost-user-fs-pci,chardev=fs0,tag={_qemu(self.tag)},queue-size=1024{queues}"
         path = os.path.abspath(self.path) if self.path is not None else "SOCKET"
         return [
             "-m",
@@ -201,12 +226,12 @@ class Server:
             "-chardev",
             f"socket,id=fs0,path={_qemu(path)}",
             "-device",
-            f"vhost-user-fs-pci,chardev=fs0,tag={_qemu(self.tag)},queue-size=1024{queues}",
+            device,
         ]
 
     def qemu_line(self) -> str:
         """Returns those arguments as a line for the shell."""
-        return shlex.join([f"qemu-system-{platform.machine()}", *self.qemu_arguments()])
+        return shlex.join([PROGRAM, *self.qemu_arguments()])
 
     def __enter__(self) -> Self:
         return self if self._daemon is not None else self.start()

@@ -46,6 +46,8 @@ class Guest(_core.Guest):
         uid: User who asks; None for the user of this process.
         gid: Group who asks.
         init_flags: Features of FUSE to offer; None for those of Linux.
+        dax: Use the DAX window of a device that has one; a file system gets one of 64 MiB.
+        whole_pages: Map as QEMU 11.1 does: nothing that lies behind the end of a file, and no file that may not be written.
 
     Raises:
         OSError: Nobody listens, or the server went away.
@@ -69,7 +71,8 @@ class Guest(_core.Guest):
         """Mounts the share."""
         made: _Made | None = None
         if isinstance(target, Passthrough):
-            made = _PrivateServer(target) if way == "socket" else _PrivateDevice(target, way, options)
+            dax = bool(options.get("dax"))
+            made = _PrivateServer(target, dax=dax) if way == "socket" else _PrivateDevice(target, way, options)
             target = made.target
         native: str | os.PathLike[str] | Device | _core.Device | _core.Mmio | None
         native = target.path if isinstance(target, Server) else target
@@ -126,10 +129,11 @@ class _Made(Protocol):
 class _PrivateServer:
     """A server at a socket that nobody else knows."""
 
-    def __init__(self, fs: Passthrough) -> None:
+    def __init__(self, fs: Passthrough, *, dax: bool) -> None:
         self._directory = tempfile.TemporaryDirectory(prefix="virtiofs-")
         try:
-            self.target = Server(fs, socket=os.path.join(self._directory.name, "socket"), tag="testing").start()
+            socket = os.path.join(self._directory.name, "socket")
+            self.target = Server(fs, socket=socket, tag="testing", dax_window="64M" if dax else 0).start()
         except BaseException:
             self._directory.cleanup()
             raise

@@ -48,7 +48,8 @@ class Share:
     """One vhost-user-fs device of a guest.
 
     ``mount`` is the directory in the guest, empty to attach the device only; ``options`` are the mount's.
-    ``queue_size`` and ``request_queues`` are the device's properties under QEMU; UML has 256 and 1.
+    ``queue_size`` and ``request_queues`` are the device's properties under QEMU; UML has 256 and 1. ``window`` takes the device
+    of QEMU that has a DAX window, which is for a daemon that offers one.
     """
 
     socket: Path
@@ -57,6 +58,7 @@ class Share:
     options: str = ""
     queue_size: int = 1024
     request_queues: int = 1
+    window: bool = False
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,11 @@ class Guest(ABC):
                 start_new_session=True,
             )
         self._far_end.close()
-        for line in self._lines(self.boot_timeout, f"no boot: {shlex.join(command)}"):
+        self._booted(f"no boot: {shlex.join(command)}")
+
+    def _booted(self, what: str) -> None:
+        """Wait for the first words of the guest's first process."""
+        for line in self._lines(self.boot_timeout, what):
             if line.startswith("@@boot "):
                 _, self.release, rooted = line.split()
                 if rooted != "y" and self.wants_root:
@@ -169,6 +175,11 @@ class Guest(ABC):
         self._far_end.close()
         self._resources.close()
         shutil.rmtree(self.scratch, ignore_errors=True)
+
+    def reboot(self) -> None:
+        """Restart the kernel at once, as a reset button does: nothing is written back, and shares must be mounted again."""
+        self._send("init", "reboot", "reboot -f")
+        self._booted("no boot after a restart")
 
     # Work in the guest.
 

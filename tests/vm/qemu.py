@@ -22,7 +22,8 @@ class Qemu(Guest):
     """A QEMU guest with its ``shares`` mounted.
 
     ``kernel`` is a name of packages.toml, ``cpus`` the number of virtual CPUs, ``memory`` in MiB. With ``root=False``
-    there is no Debian root and no daemon for it: scripts see busybox, and the boot is shorter.
+    there is no Debian root and no daemon for it: scripts see busybox, and the boot is shorter. ``reboots`` makes a restart
+    of the guest what it is on a machine, and not the end of QEMU.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class Qemu(Guest):
         cpus: int = 1,
         memory: int = 1024,
         root: bool = True,
+        reboots: bool = False,
         boot_timeout: float = 180,
     ) -> None:
         super().__init__(shares, boot_timeout)
@@ -40,6 +42,7 @@ class Qemu(Guest):
         self.cpus = cpus
         self.memory = memory
         self.root = root
+        self.reboots = reboots
 
     @property
     def wants_root(self) -> bool:
@@ -60,7 +63,8 @@ class Qemu(Guest):
         )
         command = [
             str(cache.qemu),
-            *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
+            *("-nodefaults", "-no-user-config", "-display", "none"),
+            *([] if self.reboots else ["-no-reboot"]),
             *("-machine", "q35,usb=off,smbus=off,sata=off,i8042=off,vmport=off,hpet=off,memory-backend=mem"),
             *("-accel", "tcg,thread=multi" if self.cpus > 1 else "tcg"),
             # Without these features the kernel copies by plain moves, which the emulator runs twice as fast.
@@ -76,7 +80,10 @@ class Qemu(Guest):
         ]
         for index, share in enumerate(shares):
             device = f"vhost-user-fs-pci,chardev=fs{index},tag={share.tag},queue-size={share.queue_size}"
-            if share.request_queues > 1:
+            if share.window:
+                device = f"vhost-user-test-device-pci,chardev=fs{index},virtio-id=26,num_vqs={1 + share.request_queues}"
+                device += f",vq_size={share.queue_size},config_size=40"
+            elif share.request_queues > 1:
                 device += f",num-request-queues={share.request_queues}"
             command += ["-chardev", f"socket,id=fs{index},path={share.socket}", "-device", device]
         return command

@@ -78,6 +78,7 @@ impl Parking {
 impl Settled {
     fn complete(mut self, completer: &Completer) {
         let len = self.server.answer(&mut self.request, self.pending, self.result);
+        let len = self.request.finish(&self.server, len);
         completer.complete(self.request.0.head(), len);
     }
 }

@@ -4,8 +4,11 @@
 //! messages are those of the `vhost` crate; receiving them is our own, since real front ends are more liberal than that
 //! crate (pipes for eventfds, a memory table longer than its count).
 
+mod backchannel;
 mod connection;
+mod endless;
 mod session;
+mod shmem;
 mod vring;
 
 use std::io;
@@ -17,13 +20,15 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
-use virtiofs_fuse::Server;
+use virtiofs_fuse::{Server, Window};
 use virtiofs_virtqueue::Event;
 
 use crate::Identity;
 use crate::pool::Pool;
 use connection::{Connection, ready};
 use session::Session;
+pub use shmem::Settings as WindowSettings;
+use shmem::Shmem;
 
 /// Where the VMM comes from.
 #[derive(Debug)]
@@ -53,6 +58,8 @@ pub struct Config {
     pub once: bool,
     /// Threads for requests that may wait for a disk, at most.
     pub slow_threads: usize,
+    /// The DAX window to offer.
+    pub window: Option<WindowSettings>,
 }
 
 /// What a daemon has done and is doing.
@@ -197,13 +204,18 @@ impl Shared {
         self.connected.store(true, Ordering::Relaxed);
         tracing::info!(number, tag = config.identity.tag(), "a VMM is connected");
         let pool = Arc::new(Pool::new(config.slow_threads));
-        let mut session = Session::new(&config.identity, Arc::clone(&self.server), pool);
-        match Connection::new(stream).and_then(|mut connection| session.run(&mut connection, &self.stop)) {
+        let served = config.window.map(Shmem::new).transpose().and_then(|window| {
+            let window = window.map(Arc::new);
+            self.server.set_window(window.clone().map(|window| window as Arc<dyn Window>));
+            let mut session = Session::new(&config.identity, Arc::clone(&self.server), pool, window);
+            session.run(&mut Connection::new(stream)?, &self.stop)
+        });
+        match served {
             Ok(()) => tracing::info!(number, "the VMM is gone"),
             Err(error) => tracing::warn!(number, %error, "the connection to the VMM was ended"),
         }
-        drop(session);
         self.server.reset();
+        self.server.set_window(None);
         self.connected.store(false, Ordering::Relaxed);
     }
 }

@@ -167,12 +167,24 @@ impl Worker {
                     self.server.metrics().malformed_request();
                     self.completer.complete(head, 0);
                 }
+                Popped::Request if request.0.faulted() => {
+                    let len = request.fault(&self.server);
+                    self.completer.complete(request.0.head(), len);
+                }
                 Popped::Request => match self.share(memory, request)? {
                     Some(loan) => self.offload(std::mem::take(request), scratch, Some(loan)),
                     None => match self.server.handle(request, scratch, false) {
-                        Outcome::Done(len) => self.completer.complete(request.0.head(), len),
+                        Outcome::Done(len) => {
+                            let len = request.finish(&self.server, len);
+                            self.completer.complete(request.0.head(), len);
+                        }
                         Outcome::Later(pending) => park(&self.parking, &self.server, std::mem::take(request), pending),
                         Outcome::WouldBlock => self.offload(std::mem::take(request), scratch, None),
+                        Outcome::Halted => {
+                            // It is taken again when the queue goes on, or when somebody calls.
+                            self.available.put_back();
+                            return Ok(false);
+                        }
                     },
                 },
             }
@@ -204,10 +216,13 @@ impl Worker {
                 return completer.arrive();
             }
             match server.handle(&mut request, scratch, true) {
-                Outcome::Done(len) => completer.complete(request.0.head(), len),
+                Outcome::Done(len) => {
+                    let len = request.finish(&server, len);
+                    completer.complete(request.0.head(), len);
+                }
                 Outcome::Later(pending) => park(&parking, &server, request, pending),
                 // It was told that it may wait.
-                Outcome::WouldBlock => completer.complete(request.0.head(), 0),
+                Outcome::WouldBlock | Outcome::Halted => completer.complete(request.0.head(), 0),
             }
             scratch.finish();
             drop(loan);

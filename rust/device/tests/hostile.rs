@@ -30,7 +30,8 @@ impl Share {
         let server = Arc::new(Server::new(fs, Limits::default()));
         let source = Source::Listening(UnixListener::bind(run.path().join("s")).unwrap());
         let identity = Identity::new("share", 1).unwrap();
-        let daemon = Daemon::start(server, source, Config { identity, once: false, slow_threads: 4 }).unwrap();
+        let daemon =
+            Daemon::start(server, source, Config { identity, once: false, slow_threads: 4, window: None }).unwrap();
         Share { dir, run, daemon }
     }
 

@@ -1,12 +1,15 @@
 //! One request on its way through the table: arguments in, operation, reply out.
 
+use std::sync::Arc;
+
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::names::Names;
 use crate::op::{Opcode, Operation};
 use crate::server::{HEADER, Lacking, REST_MAX, Scratch, Server};
+use crate::window::final_error;
 use crate::wire::*;
-use crate::{Context, Creation, Error, FileSystem, Malformed, Message, Result};
+use crate::{Context, Creation, Error, FileSystem, Malformed, Message, Result, Window};
 
 /// One request on its way through the table.
 pub(crate) struct Call<'a> {
@@ -196,8 +199,12 @@ impl Call<'_> {
                 None => self.empty(),
                 Some(wait) => { *waiting = Some(wait); Ok(0) }
             },
-            Setupmapping => { fs.setupmapping(cx, node, &self.arguments()?)?; self.empty() }
-            Removemapping => self.removemapping(fs),
+            Setupmapping => {
+                let args: SetupmappingIn = self.arguments()?;
+                self.window()?.map(node, &args, &mut |write| fs.backing(cx, node, write)).map_err(final_error)?;
+                self.empty()
+            }
+            Removemapping => self.removemapping(),
         }
     }
 
@@ -244,16 +251,21 @@ impl Call<'_> {
         Ok(0)
     }
 
-    fn removemapping(&mut self, fs: &dyn FileSystem) -> Result<usize> {
+    fn window(&self) -> Result<Arc<dyn Window>> {
+        self.server.window().ok_or(Error::Errno(libc::EOPNOTSUPP))
+    }
+
+    fn removemapping(&mut self) -> Result<usize> {
         let args: RemovemappingIn = self.arguments()?;
         let mut ranges = Vec::new();
-        if args.count as usize > self.message.remaining() / size_of::<RemovemappingOne>() {
+        let whole = self.message.remaining() / size_of::<RemovemappingOne>();
+        if args.count as usize > whole.min(REMOVED_MAX) {
             return self.server.malformed();
         }
         for _ in 0..args.count {
             ranges.push(self.take()?);
         }
-        fs.removemapping(&self.cx, self.header.nodeid, &ranges)?;
+        self.window()?.unmap(&ranges).map_err(final_error)?;
         self.empty()
     }
 
@@ -343,6 +355,8 @@ impl Call<'_> {
     }
 }
 
+/// What a guest with pages of 64 KiB puts into one REMOVEMAPPING (`FUSE_REMOVEMAPPING_MAX_ENTRY` of Linux: a page of them).
+const REMOVED_MAX: usize = 4096;
 /// The guest gave less room than the reply needs.
 const NO_ROOM: Error = Error::Errno(libc::EIO);
 /// The most that one COPY_FILE_RANGE copies; the caller asks again for the rest. Longer copies would keep a guest that is being stopped

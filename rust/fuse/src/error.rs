@@ -13,6 +13,9 @@ pub enum Error {
     /// Nothing was done, since it would have had to wait and [`Context::may_block`](crate::Context) was false. The
     /// same request is to be handled again on a thread that may wait.
     WouldBlock,
+    /// The device is being stopped, and what the operation needs is not to be had before it goes on. The request counts as not
+    /// taken from its ring yet. Only where [`Context::may_block`](crate::Context) is false; elsewhere it is EIO.
+    Halted,
 }
 
 impl Error {
@@ -22,7 +25,7 @@ impl Error {
     /// failure may do. [`Server`](crate::Server) alone answers ENOSYS, for operations that a file system lacks as a whole.
     pub fn to_wire(self) -> i32 {
         match self {
-            Error::WouldBlock => libc::EIO,
+            Error::WouldBlock | Error::Halted => libc::EIO,
             Error::Errno(libc::ENOSYS) => libc::EOPNOTSUPP,
             Error::Errno(errno @ 1..512) => errno,
             Error::Errno(errno) => match errno {

@@ -4,7 +4,7 @@ use std::ffi::CStr;
 use std::os::fd::OwnedFd;
 
 use crate::wire::*;
-use crate::{Creation, DirBuffer, Error, Negotiated, Result, Segments};
+use crate::{Backing, Creation, DirBuffer, Error, Negotiated, Result, Segments};
 
 /// Who asks, and what is allowed where the operation runs.
 #[derive(Clone, Copy, Debug)]
@@ -300,13 +300,9 @@ pub trait FileSystem: Send + Sync {
     /// The caller got a signal and would rather not wait on: `wait` ends with EINTR, unless it is over already or cannot be ended.
     fn interrupt(&self, wait: Wait) {}
 
-    /// Maps a range of a file into the DAX window.
-    fn setupmapping(&self, cx: &Context, node: u64, args: &SetupmappingIn) -> Result<()> {
-        lacks()
-    }
-
-    /// Takes ranges out of the DAX window.
-    fn removemapping(&self, cx: &Context, node: u64, ranges: &[RemovemappingOne]) -> Result<()> {
+    /// Opens the file of a node for the DAX window, for writing too if `write` is set. Where that is refused and the guest asked for
+    /// reading alone, it is asked for again without.
+    fn backing(&self, cx: &Context, node: u64, write: bool) -> Result<Backing> {
         lacks()
     }
 }

@@ -15,6 +15,7 @@ mod names;
 mod negotiate;
 pub mod op;
 mod server;
+mod window;
 pub mod wire;
 
 pub use creation::Creation;
@@ -26,3 +27,4 @@ pub use metrics::Metrics;
 pub use negotiate::{Limits, Negotiated};
 pub use op::{Opcode, Operation};
 pub use server::{Outcome, Pending, Scratch, Server};
+pub use window::{Backing, Mappable, Window};

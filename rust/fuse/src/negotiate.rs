@@ -1,7 +1,7 @@
 //! INIT: what guest and server agree on.
 
 use crate::wire::*;
-use crate::{Error, Result};
+use crate::{Error, Mappable, Result};
 
 /// What a server is willing to agree on: numbers only, chosen by whoever configures it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,8 +18,6 @@ pub struct Limits {
     pub congestion_threshold: u16,
     /// Granularity of time stamps in nanoseconds.
     pub time_gran: u32,
-    /// log2 of the alignment of DAX mappings; at most 21.
-    pub map_alignment: u16,
     /// Seconds after which the guest gives up on a request, and on the mount with it; 0 = never.
     pub request_timeout: u16,
 }
@@ -50,7 +48,6 @@ impl Default for Limits {
             max_background: 1024,
             congestion_threshold: 768,
             time_gran: 1,
-            map_alignment: 0,
             request_timeout: 0,
         }
     }
@@ -67,6 +64,8 @@ pub struct Negotiated {
     pub max_write: u32,
     /// Largest read-ahead in bytes.
     pub max_readahead: u32,
+    /// What the DAX window can do, if there is one and the guest uses it.
+    pub mappable: Option<Mappable>,
 }
 
 impl Negotiated {
@@ -78,7 +77,7 @@ impl Negotiated {
 
 impl Limits {
     /// The answer to an INIT, and what follows from it. EPROTO for a guest that is too old to be served.
-    pub(crate) fn answer(&self, request: &InitIn) -> Result<(Negotiated, InitOut)> {
+    pub(crate) fn answer(&self, request: &InitIn, window: Option<Mappable>) -> Result<(Negotiated, InitOut)> {
         let ours = InitOut { major: KERNEL_VERSION, minor: KERNEL_MINOR_VERSION, ..InitOut::default() };
         if request.major > KERNEL_VERSION {
             // The guest reads our version and asks again with it.
@@ -99,15 +98,25 @@ impl Limits {
         if flags & (init::DONT_MASK | init::SETXATTR_EXT) != init::DONT_MASK | init::SETXATTR_EXT {
             flags &= !init::POSIX_ACL;
         }
-        if flags & init::MAP_ALIGNMENT == 0 {
-            flags &= !init::HAS_INODE_DAX;
+        let mappable = window.filter(|_| flags & init::MAP_ALIGNMENT != 0);
+        if mappable.is_none() {
+            flags &= !(init::MAP_ALIGNMENT | init::HAS_INODE_DAX);
         }
+        // Linux invalidates what it has cached of a file whose attributes have changed, also what it has mapped, which has no copy and must
+        // not go (`fuse_change_attributes`, `fs/fuse/inode.c`; a warning of `dax_disassociate_entry`).
+        let unwanted = if mappable.is_some() && flags & init::EXPLICIT_INVAL_DATA != 0 {
+            init::AUTO_INVAL_DATA
+        } else {
+            init::EXPLICIT_INVAL_DATA
+        };
+        flags &= !unwanted;
         let max_write = self.max_write.max(4096);
         let agreed = Negotiated {
             minor: request.minor.min(KERNEL_MINOR_VERSION),
             flags,
             max_write: if flags & init::MAX_PAGES != 0 { max_write } else { max_write.min(32 * 4096) },
             max_readahead: request.max_readahead.min(self.max_readahead),
+            mappable,
         };
         let out = InitOut {
             max_readahead: agreed.max_readahead,
@@ -118,7 +127,7 @@ impl Limits {
             max_write: agreed.max_write,
             time_gran: self.time_gran,
             max_pages: u16::try_from(agreed.max_write.div_ceil(4096)).unwrap_or(u16::MAX),
-            map_alignment: self.map_alignment,
+            map_alignment: mappable.map_or(0, |mappable| mappable.alignment),
             request_timeout: if flags & init::REQUEST_TIMEOUT != 0 { self.request_timeout } else { 0 },
             ..ours
         };
@@ -144,11 +153,11 @@ mod tests {
     #[test]
     fn only_what_both_sides_want_is_agreed_on() {
         let limits = Limits::default();
-        let (agreed, out) = limits.answer(&asking(46, u64::MAX)).unwrap();
+        let (agreed, out) = limits.answer(&asking(46, u64::MAX), None).unwrap();
         assert_eq!(agreed.flags, limits.want);
         assert_eq!((out.major, out.minor, out.max_write, out.max_pages), (7, 46, 4 << 20, 1024));
         assert_eq!(out.flags2, (limits.want >> 32) as u32);
-        let (agreed, out) = limits.answer(&asking(31, 0)).unwrap();
+        let (agreed, out) = limits.answer(&asking(31, 0), None).unwrap();
         assert_eq!((agreed.flags, agreed.max_write, out.flags2), (0, 128 << 10, 0));
         assert_eq!(agreed.minor, 31);
     }
@@ -156,17 +165,17 @@ mod tests {
     #[test]
     fn the_upper_flags_need_init_ext_on_both_sides() {
         let limits = Limits { want: u64::MAX, ..Limits::default() };
-        let (agreed, _) = limits.answer(&asking(46, !init::INIT_EXT)).unwrap();
+        let (agreed, _) = limits.answer(&asking(46, !init::INIT_EXT), None).unwrap();
         assert_eq!(agreed.flags >> 32, 0);
         let limits = Limits { want: !init::INIT_EXT, ..limits };
-        let (agreed, _) = limits.answer(&asking(46, u64::MAX)).unwrap();
+        let (agreed, _) = limits.answer(&asking(46, u64::MAX), None).unwrap();
         assert_eq!(agreed.flags >> 32, 0);
     }
 
     #[test]
     fn acls_fall_without_the_umask() {
         let limits = Limits { want: u64::MAX, ..Limits::default() };
-        let (agreed, _) = limits.answer(&asking(46, !init::DONT_MASK)).unwrap();
+        let (agreed, _) = limits.answer(&asking(46, !init::DONT_MASK), None).unwrap();
         assert!(!agreed.has(init::POSIX_ACL));
     }
 
@@ -174,8 +183,8 @@ mod tests {
     fn other_versions_are_told_ours_or_refused() {
         let limits = Limits::default();
         let newer = InitIn { major: 8, ..asking(0, 0) };
-        assert_eq!(limits.answer(&newer).unwrap().1.major, 7);
-        assert_eq!(limits.answer(&asking(26, 0)), Err(Error::Errno(libc::EPROTO)));
-        assert_eq!(limits.answer(&InitIn { major: 6, ..asking(46, 0) }), Err(Error::Errno(libc::EPROTO)));
+        assert_eq!(limits.answer(&newer, None).unwrap().1.major, 7);
+        assert_eq!(limits.answer(&asking(26, 0), None), Err(Error::Errno(libc::EPROTO)));
+        assert_eq!(limits.answer(&InitIn { major: 6, ..asking(46, 0) }, None), Err(Error::Errno(libc::EPROTO)));
     }
 }

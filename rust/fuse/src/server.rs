@@ -12,7 +12,8 @@ use crate::call::Call;
 use crate::op::{Opcode, Operation, ReplyForm};
 use crate::wire::*;
 use crate::{
-    Context, DirBuffer, Error, FileSystem, Held, Limits, Malformed, Message, Metrics, Negotiated, Result, Settle, Wait,
+    Context, DirBuffer, Error, FileSystem, Held, Limits, Malformed, Mappable, Message, Metrics, Negotiated, Result,
+    Settle, Wait, Window,
 };
 
 pub(crate) const HEADER: usize = size_of::<OutHeader>();
@@ -31,6 +32,8 @@ pub enum Outcome {
     Later(Pending),
     /// Nothing was done: handle the message again, from its start, where waiting is allowed.
     WouldBlock,
+    /// The device is being stopped: the message counts as not taken from its ring yet.
+    Halted,
 }
 
 /// A request whose reply comes later.
@@ -67,6 +70,7 @@ pub struct Server {
     initialized: AtomicBool,
     /// Held while a session begins or ends, so that two of them never interleave.
     session: Mutex<Negotiated>,
+    window: Mutex<Option<Arc<dyn Window>>>,
 }
 
 impl std::fmt::Debug for Server {
@@ -85,7 +89,17 @@ impl Server {
             flags: AtomicU64::new(0),
             initialized: AtomicBool::new(false),
             session: Mutex::new(Negotiated::default()),
+            window: Mutex::new(None),
         }
+    }
+
+    /// The DAX window of the guest that is served from now on, or that there is none.
+    pub fn set_window(&self, window: Option<Arc<dyn Window>>) {
+        *self.window.lock() = window;
+    }
+
+    pub(crate) fn window(&self) -> Option<Arc<dyn Window>> {
+        self.window.lock().clone()
     }
 
     /// The counters.
@@ -116,6 +130,9 @@ impl Server {
         self.flags.store(0, Relaxed);
         // Also where there is no session: a request that was under way when the last one ended may have left something.
         self.fs.destroy();
+        if let Some(window) = self.window() {
+            window.end();
+        }
     }
 
     /// Calls `then` when the wait of `pending` is over, or drops it if the session is over first. `then` gives the message to
@@ -140,6 +157,15 @@ impl Server {
         }
     }
 
+    /// Refuses a message whose memory cannot be reached, and answers the length of the reply.
+    pub fn refuse(&self, message: &mut dyn Message, errno: i32) -> usize {
+        let mut header = InHeader::new_zeroed();
+        match message.take(header.as_mut_bytes()) {
+            Ok(()) => error_reply(message, header.unique, Error::Errno(errno)),
+            Err(Malformed) => 0,
+        }
+    }
+
     /// Handles one message. Whatever the guest put in it, this returns; a panic of a handler is an EIO for this request alone.
     pub fn handle(&self, message: &mut dyn Message, scratch: &mut Scratch, may_block: bool) -> Outcome {
         let mut header = InHeader::new_zeroed();
@@ -153,7 +179,7 @@ impl Server {
             Err(Error::Errno(libc::EIO))
         });
         let row = Operation::by_number(header.opcode);
-        if let (Some(row), true) = (row, result != Err(Error::WouldBlock)) {
+        if let (Some(row), true) = (row, !matches!(result, Err(Error::WouldBlock | Error::Halted))) {
             self.metrics.request(row.opcode, result.is_err());
         }
         if let Some(wait) = scratch.waiting.take() {
@@ -161,6 +187,7 @@ impl Server {
         }
         match (result, row) {
             (Err(Error::WouldBlock), _) if !may_block => Outcome::WouldBlock,
+            (Err(Error::Halted), _) if !may_block => Outcome::Halted,
             (_, Some(row)) if row.reply == ReplyForm::Nothing => Outcome::Done(0),
             (Ok(len), _) => Outcome::Done(len),
             (Err(error), _) => Outcome::Done(error_reply(message, header.unique, error)),
@@ -240,15 +267,15 @@ impl Server {
         if call.message.remaining() >= size_of::<InitIn>() - size_of::<InitInCompat>() {
             request.flags2 = call.take()?;
         }
-        let (negotiated, out) = self.limits.answer(&request).inspect_err(|_| {
+        let mut session = self.session.lock();
+        self.end(&mut session);
+        let (negotiated, out) = self.limits.answer(&request, self.begin_window(&request)?).inspect_err(|_| {
             tracing::error!(
                 major = request.major,
                 minor = request.minor,
                 "the guest's FUSE is too old: use Linux 5.4 or newer"
             );
         })?;
-        let mut session = self.session.lock();
-        self.end(&mut session);
         if negotiated != Negotiated::default() {
             self.fs.init(&negotiated);
             *session = negotiated;
@@ -262,6 +289,27 @@ impl Server {
             );
         }
         call.reply(&out)
+    }
+}
+
+impl Server {
+    /// What the window can do for a guest that wants to use it.
+    ///
+    /// A guest mounted with `dax=always` maps every file, whatever we say (`fuse_should_enable_dax`, `fs/fuse/dax.c`): without
+    /// [`init::HAS_INODE_DAX`] among what it offers. Where nothing can be mapped its files could not be read, so its session is refused.
+    fn begin_window(&self, request: &InitIn) -> Result<Option<Mappable>> {
+        let offers = u64::from(request.flags) | u64::from(request.flags2) << 32;
+        if offers & self.limits.want & init::MAP_ALIGNMENT == 0 {
+            return Ok(None);
+        }
+        let Some(window) = self.window() else { return Ok(None) };
+        let mappable = window.begin()?;
+        let maps_all = offers & init::HAS_INODE_DAX == 0;
+        if maps_all && !mappable.is_some_and(|mappable| mappable.read_only || !self.fs.read_only()) {
+            tracing::error!("the guest mounts with dax=always, and not all of its files can be mapped: use dax=inode");
+            return Err(Error::Errno(libc::EOPNOTSUPP));
+        }
+        Ok(mappable)
     }
 }
 

@@ -171,6 +171,7 @@ pub mod fopen {
     pub const CACHE_DIR: u32 = 1 << 3;
     pub const STREAM: u32 = 1 << 4;
     pub const NOFLUSH: u32 = 1 << 5;
+    pub const PASSTHROUGH: u32 = 1 << 7;
     pub const PARALLEL_DIRECT_WRITES: u32 = 1 << 6;
 }
 

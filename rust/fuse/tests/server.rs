@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use virtiofs_fuse::op::{OPERATIONS, ReplyForm};
 use virtiofs_fuse::wire::*;
 use virtiofs_fuse::{
-    Context, Creation, DirBuffer, Error, FileSystem, Limits, Malformed, Message, Opcode, Outcome, Result, Scratch,
-    Segments, Server, Wait,
+    Backing, Context, Creation, DirBuffer, Error, FileSystem, Limits, Malformed, Mappable, Message, Opcode, Outcome,
+    Result, Scratch, Segments, Server, Wait, Window,
 };
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -129,13 +129,27 @@ impl FileSystem for Willing {
     fn getlk(&self, _: Cx<'_>, _: u64, args: &LkIn) -> Result<FileLock> { self.answer(args.lk) }
     fn setlk(&self, _: Cx<'_>, _: u64, _: &LkIn) -> Result<()> { self.answer(()) }
     fn setlkw(&self, _: Cx<'_>, _: u64, _: &LkIn) -> Result<Option<Wait>> { self.answer(None) }
-    fn setupmapping(&self, _: Cx<'_>, _: u64, _: &SetupmappingIn) -> Result<()> { self.answer(()) }
-    fn removemapping(&self, _: Cx<'_>, _: u64, _: &[RemovemappingOne]) -> Result<()> { self.answer(()) }
+}
+
+/// A window that takes everything.
+impl Window for Willing {
+    fn begin(&self) -> Result<Option<Mappable>> {
+        Ok(Some(Mappable { alignment: 12, read_only: true }))
+    }
+    fn map(&self, _: u64, _: &SetupmappingIn, _: &mut dyn FnMut(bool) -> Result<Backing>) -> Result<()> {
+        self.answer(())
+    }
+    fn unmap(&self, _: &[RemovemappingOne]) -> Result<()> {
+        self.answer(())
+    }
+    fn end(&self) {}
 }
 
 fn server(fs: Willing) -> (Arc<Willing>, Server) {
     let fs = Arc::new(fs);
-    let server = Server::new(fs.clone(), Limits::default());
+    let want = Limits::default().want | init::MAP_ALIGNMENT | init::HAS_INODE_DAX;
+    let server = Server::new(fs.clone(), Limits { want, ..Limits::default() });
+    server.set_window(Some(fs.clone()));
     let request = InitIn { major: 7, minor: 46, flags: u32::MAX, flags2: u32::MAX, ..InitIn::default() };
     let mut init = Plain::new(Opcode::Init as u32, request.as_bytes(), 80);
     assert_eq!(server.handle(&mut init, &mut Scratch::default(), true), Outcome::Done(80));

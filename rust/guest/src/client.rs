@@ -19,6 +19,7 @@ use crate::signal::{Bell, Line, Waiter};
 use crate::slot::{ARGS_MAX, REPLY_MAX};
 use crate::transport::{Config, Queue, Transport, feature};
 use crate::vhost_user::VhostUser;
+use crate::window::Mapped;
 use crate::{Error, Options, Result};
 
 /// The answer to a request that was sent as raw bytes.
@@ -67,6 +68,7 @@ pub struct Client {
     features: u64,
     config: Option<Config>,
     peer: Option<u32>,
+    pub(crate) window: Option<Arc<Mapped>>,
     pub(crate) options: Options,
     pub(crate) session: RwLock<Session>,
     unique: AtomicU64,
@@ -92,7 +94,7 @@ impl Client {
 
     /// The same over a connection that is there already.
     pub fn over_connection(connection: Connection, options: Options) -> Result<Client> {
-        let transport = VhostUser::new(connection, options.without_protocol_features, options.config_by_bytes)?;
+        let transport = VhostUser::new(connection, &options)?;
         Client::over(Box::new(transport), options)
     }
 
@@ -124,7 +126,7 @@ impl Client {
             channels.push(Channel::new(ring, Waiter::new(call, transport.life())?, options.timeout, options.polling));
         }
         let hiprio = channels.remove(0);
-        let peer = transport.peer();
+        let (peer, window) = (transport.peer(), transport.window());
         let caller = [options.uid, options.gid, options.pid].map(AtomicU32::new);
         let client = Client {
             memory,
@@ -136,6 +138,7 @@ impl Client {
             features,
             config,
             peer,
+            window,
             options,
             session: RwLock::default(),
             unique: AtomicU64::new(2),
@@ -328,6 +331,11 @@ impl Client {
     /// The device's configuration space, if it can be read.
     pub fn config(&self) -> Option<&Config> {
         self.config.as_ref()
+    }
+
+    /// The DAX window, if there is one: what is mapped there is read and written as memory.
+    pub fn window(&self) -> Option<&Arc<Mapped>> {
+        self.window.as_ref()
     }
 
     /// Process id of the daemon, if there is one.

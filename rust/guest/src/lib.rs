@@ -36,6 +36,7 @@ mod signal;
 mod slot;
 mod transport;
 mod vhost_user;
+mod window;
 
 pub use check::Expect;
 pub use client::{Client, RawReply, RawRequest};
@@ -53,3 +54,4 @@ pub use session::Session;
 pub use signal::{Bell, Line};
 pub use transport::{Config, Queue, Transport, feature};
 pub use vhost_user::VhostUser;
+pub use window::Mapped;

@@ -90,6 +90,10 @@ pub struct Options {
     pub minor: u32,
     /// INIT flags to offer, bits 32.. included.
     pub init_flags: u64,
+    /// Use the DAX window of a device that has one.
+    pub dax: bool,
+    /// Map as QEMU 11.1 does: nothing behind the end of a file, and no file that is not open for writing.
+    pub whole_pages: bool,
     /// Send INIT when connecting. Off: the first request is the caller's.
     pub init: bool,
     /// Who asks: fsuid, fsgid, thread id.
@@ -124,6 +128,8 @@ impl Default for Options {
             config_by_bytes: false,
             minor: KERNEL_MINOR_VERSION,
             init_flags: LINUX_FLAGS,
+            dax: false,
+            whole_pages: false,
             init: true,
             uid: rustix::process::geteuid().as_raw(),
             gid: rustix::process::getegid().as_raw(),

@@ -32,7 +32,11 @@ pub struct Session {
 impl Client {
     /// Opens a FUSE session. The first reply of a server; done by `connect` unless `Options::init` is off.
     pub fn init(&self) -> Result<Session> {
-        let offered = self.options.init_flags;
+        let mut offered = self.options.init_flags;
+        if self.window.is_some() {
+            // As Linux does where it has found a window, mounted with dax=inode.
+            offered |= init::MAP_ALIGNMENT | init::HAS_INODE_DAX;
+        }
         let extended = offered & init::INIT_EXT != 0 && self.options.minor >= 36;
         let long = InitIn {
             major: KERNEL_VERSION,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::connection::Connection;
 use crate::memory::{Memory, Region};
 use crate::signal::Bell;
+use crate::window::Mapped;
 use crate::{Error, Result};
 
 /// Bits of the virtio feature word that this driver knows.
@@ -100,6 +101,11 @@ pub trait Transport: Send {
 
     /// Resets the device. False if it has no such request.
     fn reset(&mut self) -> Result<bool>;
+
+    /// The device's DAX window, if it has one that is used.
+    fn window(&self) -> Option<Arc<Mapped>> {
+        None
+    }
 
     /// Process id of whoever serves the device, if it is another process.
     fn peer(&self) -> Option<u32> {

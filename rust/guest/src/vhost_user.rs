@@ -1,6 +1,7 @@
 //! The vhost-user front-end: what QEMU does between a socket and a guest.
 
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 
 use vhost::vhost_user::message::{
     FrontendReq, VhostUserConfig, VhostUserConfigFlags, VhostUserMemory, VhostUserMemoryRegion,
@@ -11,7 +12,8 @@ use vhost::vhost_user::message::{
 use crate::connection::{Connection, bytes};
 use crate::memory::{Memory, Region};
 use crate::transport::{Config, Queue, Transport, feature};
-use crate::{Error, Result};
+use crate::window::{FrontEnd, Mapped};
+use crate::{Error, Options, Result};
 
 /// Protocol features that this front-end uses where the device has them.
 const WANTED: Protocol = Protocol::MQ
@@ -19,6 +21,9 @@ const WANTED: Protocol = Protocol::MQ
     .union(Protocol::CONFIG)
     .union(Protocol::RESET_DEVICE)
     .union(Protocol::CONFIGURE_MEM_SLOTS);
+
+/// What a DAX window takes.
+const WINDOW: Protocol = Protocol::SHMEM.union(Protocol::BACKEND_REQ).union(Protocol::BACKEND_SEND_FD);
 
 /// Regions that SET_MEM_TABLE takes (vhost-user, "Memory regions description").
 const TABLE_MAX: usize = 8;
@@ -33,28 +38,35 @@ pub struct VhostUser {
     queues: Vec<u16>,
     /// Guest addresses of the regions that the device was given one by one: it keeps them when it is stopped.
     given: Vec<u64>,
+    front_end: Option<FrontEnd>,
 }
 
 impl VhostUser {
     /// Negotiates as far as QEMU does before its guest's driver looks at the device: features and protocol features (less those in
-    /// `without`), queue number, ownership.
-    pub fn new(mut connection: Connection, without: u64, config_by_bytes: bool) -> Result<VhostUser> {
+    /// `Options::without_protocol_features`), queue number, ownership, the DAX window.
+    pub fn new(mut connection: Connection, options: &Options) -> Result<VhostUser> {
+        let wanted = if options.dax { WANTED.union(WINDOW) } else { WANTED };
         let features = connection.ask_number(FrontendReq::GET_FEATURES)?;
         let mut protocol = Protocol::empty();
         if features & feature::PROTOCOL_FEATURES != 0 {
             let offered = connection.ask_number(FrontendReq::GET_PROTOCOL_FEATURES)?;
-            protocol = Protocol::from_bits_truncate(offered & !without).intersection(WANTED);
+            protocol = Protocol::from_bits_truncate(offered & !options.without_protocol_features).intersection(wanted);
             connection.send(FrontendReq::SET_PROTOCOL_FEATURES as u32, 0, &protocol.bits().to_ne_bytes(), &[])?;
             connection.acks = protocol.contains(Protocol::REPLY_ACK);
         }
         connection.tell(FrontendReq::SET_OWNER, &[], &[])?;
+        let front_end = match protocol.contains(WINDOW) {
+            true => FrontEnd::connect(&connection, options.whole_pages)?,
+            false => None,
+        };
         Ok(VhostUser {
             connection,
             features,
             protocol,
-            by_bytes: config_by_bytes,
+            by_bytes: options.config_by_bytes,
             queues: Vec::new(),
             given: Vec::new(),
+            front_end,
         })
     }
 
@@ -225,6 +237,10 @@ impl Transport for VhostUser {
         self.connection.tell(FrontendReq::RESET_DEVICE, &[], &[])?;
         self.queues.clear();
         Ok(true)
+    }
+
+    fn window(&self) -> Option<Arc<Mapped>> {
+        self.front_end.as_ref().map(|front_end| Arc::clone(front_end.window()))
     }
 
     fn peer(&self) -> Option<u32> {

@@ -67,7 +67,13 @@ fn main() {
 fn open(root: &Path) -> HostDir {
     let effects = Effects { entry_ttl: Duration::from_secs(1), attr_ttl: Duration::from_secs(1), ..Effects::default() };
     let fs = HostDir::new(Config { root: root.into(), effects, xattr: true, ..Config::default() }).expect("a share");
-    fs.init(&Negotiated { minor: 46, flags: init::SUBMOUNTS, max_write: 1 << 20, max_readahead: 1 << 20 });
+    fs.init(&Negotiated {
+        minor: 46,
+        flags: init::SUBMOUNTS,
+        max_write: 1 << 20,
+        max_readahead: 1 << 20,
+        ..Negotiated::default()
+    });
     fs
 }
 

@@ -23,6 +23,9 @@ pub struct Effects {
     pub dir_open_flags: u32,
     /// Whatever changes this inode or, of a directory, its entries, answers EROFS.
     pub read_only: bool,
+    /// Files of at least so many bytes are announced as to be mapped (`FUSE_ATTR_DAX`), where there is a DAX window; `None`: no file is.
+    /// A guest that mounts with `dax=always` does not ask.
+    pub dax: Option<u64>,
 }
 
 impl Effects {

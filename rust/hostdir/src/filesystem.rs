@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use rustix::fs::AtFlags;
 use virtiofs_fuse::wire::*;
 use virtiofs_fuse::{
-    Context, Creation, DirBuffer, FileSystem, Held, Negotiated, Opcode, Result, Segments, Settle, Wait,
+    Backing, Context, Creation, DirBuffer, FileSystem, Held, Negotiated, Opcode, Result, Segments, Settle, Wait,
 };
 
 use crate::HostDir;
@@ -196,6 +196,10 @@ impl FileSystem for HostDir {
 
     fn copy_file_range(&self, cx: &Context, _node: u64, args: &CopyFileRangeIn) -> Result<u64> {
         self.op_copy_file_range(cx, args)
+    }
+
+    fn backing(&self, _cx: &Context, node: u64, write: bool) -> Result<Backing> {
+        self.op_backing(node, write)
     }
 
     fn getlk(&self, _cx: &Context, _node: u64, args: &LkIn) -> Result<FileLock> {

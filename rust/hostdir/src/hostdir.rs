@@ -3,7 +3,7 @@
 use std::ffi::CStr;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rustix::fs::{CWD, Mode, OFlags};
 use virtiofs_fuse::wire::{NAME_MAX, init};
@@ -37,6 +37,8 @@ pub struct HostDir {
     pub(crate) spares: bool,
     /// INIT flags that hold in this session.
     flags: AtomicU64,
+    /// The session's DAX window maps files that are not open for writing too.
+    pub(crate) maps_read_only: AtomicBool,
 }
 
 impl HostDir {
@@ -73,6 +75,7 @@ impl HostDir {
             effects,
             spares,
             flags: AtomicU64::new(0),
+            maps_read_only: AtomicBool::new(false),
         })
     }
 
@@ -98,6 +101,8 @@ impl HostDir {
     }
 
     pub(crate) fn begin(&self, negotiated: &Negotiated) {
+        let read_only = negotiated.mappable.is_some_and(|mappable| mappable.read_only);
+        self.maps_read_only.store(read_only, Ordering::Relaxed);
         self.flags.store(negotiated.flags, Ordering::Relaxed);
     }
 
@@ -109,7 +114,7 @@ impl HostDir {
         self.inodes.clear();
     }
 
-    fn negotiated(&self, flag: u64) -> bool {
+    pub(crate) fn negotiated(&self, flag: u64) -> bool {
         self.flags.load(Ordering::Relaxed) & flag != 0
     }
 

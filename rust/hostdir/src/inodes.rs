@@ -6,8 +6,8 @@
 
 use std::ffi::CStr;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use hashbrown::hash_table::Entry;
 use virtiofs_fuse::Result;
@@ -45,6 +45,10 @@ pub(crate) struct Inode {
     pub(crate) foreign: bool,
     /// Of a directory: nodes that are held by their name in it alone.
     named_children: AtomicU32,
+    /// Of a file: whether it can be opened for writing, once that was asked. See `dax.rs`.
+    pub(crate) can_write: OnceLock<bool>,
+    /// Of a file: the guest was told to map it.
+    pub(crate) announced: AtomicBool,
 }
 
 impl Inode {
@@ -392,5 +396,7 @@ fn make(id: u64, key: Key, new: NewInode, pins: &Arc<Pins>) -> Inode {
         submount,
         foreign,
         named_children: AtomicU32::new(0),
+        can_write: OnceLock::new(),
+        announced: AtomicBool::new(false),
     }
 }

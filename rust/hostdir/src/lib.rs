@@ -32,6 +32,7 @@ mod attributes;
 mod config;
 mod create;
 mod credentials;
+mod dax;
 mod directory;
 mod error;
 mod filesystem;

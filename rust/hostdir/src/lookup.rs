@@ -87,6 +87,7 @@ impl HostDir {
         if inode.submount {
             entry.attr.flags |= bits::ATTR_SUBMOUNT;
         }
+        self.stamp_dax(inode, &mut entry.attr);
         inode.effects.stamp_entry(&mut entry);
         entry
     }
@@ -96,6 +97,7 @@ impl HostDir {
         if inode.submount {
             out.attr.flags |= bits::ATTR_SUBMOUNT;
         }
+        self.stamp_dax(inode, &mut out.attr);
         inode.effects.stamp_attr(&mut out);
         out
     }

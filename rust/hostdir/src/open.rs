@@ -79,6 +79,9 @@ impl HostDir {
     /// Enters an open file into the table.
     pub(crate) fn new_file(&self, inode: Arc<Inode>, fd: OwnedFd, host_flags: i32) -> OpenOut {
         let mut open_flags = inode.effects.open_flags;
+        if self.may_be_mapped(&inode) {
+            open_flags |= fopen::KEEP_CACHE;
+        }
         let handle = FileHandle::new(inode, fd, host_flags);
         if handle.writes || self.host_locks() {
             open_flags &= !fopen::NOFLUSH;

@@ -6,7 +6,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use pyo3::buffer::PyBuffer;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
-use virtiofs_fuse::wire::{CopyFileRangeIn, SetattrIn, fattr};
+use virtiofs_fuse::wire::{CopyFileRangeIn, RemovemappingOne, SetattrIn, SetupmappingIn, bits, fattr};
 use virtiofs_guest::{Client as Native, Guest, RawRequest, Result};
 
 use crate::errors;
@@ -310,6 +310,30 @@ impl Client {
 
     fn lseek(&self, py: Python<'_>, node: u64, handle: u64, offset: u64, whence: u32) -> PyResult<u64> {
         self.run(py, |native| native.lseek(node, handle, offset, whence))
+    }
+
+    /// Maps `length` bytes of a node's file from `offset` on at `window_offset` of the DAX window.
+    #[pyo3(signature = (node, offset, length, window_offset, write=false))]
+    fn setupmapping(
+        &self,
+        py: Python<'_>,
+        node: u64,
+        offset: u64,
+        length: u64,
+        window_offset: u64,
+        write: bool,
+    ) -> PyResult<()> {
+        let flags = bits::SETUPMAPPING_READ | if write { bits::SETUPMAPPING_WRITE } else { 0 };
+        // Linux has no handle at hand here either.
+        let args = SetupmappingIn { fh: u64::MAX, foffset: offset, len: length, flags, moffset: window_offset };
+        self.run(py, |native| native.setupmapping(node, &args))
+    }
+
+    /// Takes ranges, each an offset in the window and a length, out of it.
+    fn removemapping(&self, py: Python<'_>, ranges: Vec<(u64, u64)>) -> PyResult<()> {
+        let one = |(moffset, len)| RemovemappingOne { moffset, len };
+        let ranges: Vec<_> = ranges.into_iter().map(one).collect();
+        self.run(py, |native| native.removemapping(1, &ranges))
     }
 
     #[allow(clippy::too_many_arguments)]

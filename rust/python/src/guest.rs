@@ -27,6 +27,11 @@ pub(crate) struct Guest {
 }
 
 impl Guest {
+    fn window(&self) -> PyResult<&guest::Mapped> {
+        let window = self.native.client().window();
+        window.map(|window| &**window).ok_or_else(|| PyValueError::new_err("this guest has no DAX window"))
+    }
+
     fn run<T: Send>(&self, py: Python<'_>, work: impl Send + FnOnce(&guest::Guest) -> Result<T>) -> PyResult<T> {
         py.detach(|| work(&self.native)).map_err(|error| errors::of_guest(py, error))
     }
@@ -43,6 +48,10 @@ enum Target {
     Registers(Py<Mmio>),
 }
 
+fn not_mapped(_: virtiofs_dax::Refusal) -> PyErr {
+    PyValueError::new_err("nothing is mapped there, or not for writing")
+}
+
 fn seconds(name: &str, value: f64) -> PyResult<Duration> {
     Duration::try_from_secs_f64(value).map_err(|_| PyValueError::new_err(format!("{name} is in seconds, not {value}")))
 }
@@ -51,7 +60,7 @@ fn seconds(name: &str, value: f64) -> PyResult<Duration> {
 impl Guest {
     #[new]
     #[pyo3(signature = (target, *, timeout=20.0, connect_timeout=0.0, request_queues=1, queue_size=1024, max_pages=256,
-                        uid=None, gid=None, init_flags=None))]
+                        uid=None, gid=None, init_flags=None, dax=false, whole_pages=false))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         py: Python<'_>,
@@ -64,6 +73,8 @@ impl Guest {
         uid: Option<u32>,
         gid: Option<u32>,
         init_flags: Option<u64>,
+        dax: bool,
+        whole_pages: bool,
     ) -> PyResult<Guest> {
         let defaults = Options::default();
         let options = Options {
@@ -75,6 +86,8 @@ impl Guest {
             uid: uid.unwrap_or(defaults.uid),
             gid: gid.unwrap_or(defaults.gid),
             init_flags: init_flags.unwrap_or(defaults.init_flags),
+            dax,
+            whole_pages,
             ..defaults
         };
         let native = match target {
@@ -99,6 +112,32 @@ impl Guest {
             native.client().with_connection(|connection| shutdown(connection, Shutdown::Both));
             result
         })
+    }
+
+    /// Bytes of the DAX window; 0 if there is none.
+    #[getter]
+    fn window_size(&self) -> u64 {
+        self.native.client().window().map_or(0, |window| window.size())
+    }
+
+    /// Mappings that the window holds.
+    #[getter]
+    fn mappings(&self) -> usize {
+        self.native.client().window().map_or(0, |window| window.len())
+    }
+
+    /// Copies bytes out of the window.
+    fn window_read<'py>(&self, py: Python<'py>, offset: u64, size: usize) -> PyResult<Bound<'py, PyBytes>> {
+        let window = self.window()?;
+        let mut out = vec![0; size];
+        py.detach(|| window.load(offset, &mut out)).map_err(not_mapped)?;
+        Ok(bytes(py, &out))
+    }
+
+    /// Copies bytes into the window.
+    fn window_write(&self, py: Python<'_>, offset: u64, data: PyBuffer<u8>) -> PyResult<()> {
+        let (window, data) = (self.window()?, data.to_vec(py)?);
+        py.detach(|| window.store(offset, &data)).map_err(not_mapped)
     }
 
     /// The operations beneath, by node id.

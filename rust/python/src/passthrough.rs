@@ -43,7 +43,7 @@ impl From<NameRule> for hostdir::NameRule {
 impl HostDir {
     #[new]
     #[pyo3(signature = (directory, *, attr_timeout, entry_timeout, negative_timeout, open_flags, dir_open_flags, read_only,
-                        writeback, xattr, xattr_names, posix_acl, allow_direct_io, announce_submounts, node_descriptors))]
+                        writeback, xattr, xattr_names, posix_acl, allow_direct_io, announce_submounts, node_descriptors, dax))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         directory: PathBuf,
@@ -60,6 +60,7 @@ impl HostDir {
         allow_direct_io: bool,
         announce_submounts: bool,
         node_descriptors: usize,
+        dax: Option<u64>,
     ) -> PyResult<HostDir> {
         let effects = hostdir::Effects {
             entry_ttl: timeout(entry_timeout)?,
@@ -67,6 +68,7 @@ impl HostDir {
             negative_ttl: timeout(negative_timeout)?,
             open_flags,
             dir_open_flags,
+            dax,
             ..hostdir::Effects::default()
         };
         let root = directory;

@@ -2,16 +2,20 @@
 
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use virtiofs_device::Identity;
-use virtiofs_device::vhost_user::{Config, Daemon as Native, Source};
+use virtiofs_device::vhost_user::{Config, Daemon as Native, Source, WindowSettings};
 use virtiofs_fuse::{Limits, Server};
 
 use crate::fd;
 use crate::passthrough::HostDir;
+
+/// How long a VMM has to answer before it is asked no more. QEMU takes milliseconds, and seconds when its host does.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A running server: it starts as it is made.
 #[pyclass(frozen, module = "virtiofs._core")]
@@ -42,7 +46,7 @@ impl Drop for Daemon {
 #[pymethods]
 impl Daemon {
     #[new]
-    #[pyo3(signature = (fs, fd, *, tag, request_queues, once, slow_threads, want))]
+    #[pyo3(signature = (fs, fd, *, tag, request_queues, once, slow_threads, want, dax_window, dax_barrier))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         py: Python<'_>,
@@ -53,10 +57,21 @@ impl Daemon {
         once: bool,
         slow_threads: usize,
         want: u64,
+        dax_window: u64,
+        dax_barrier: bool,
     ) -> PyResult<Daemon> {
         let identity = Identity::new(tag, request_queues).map_err(|error| PyValueError::new_err(error.to_string()))?;
         let fd = fd::duplicate(fd)?;
-        let config = Config { identity, once, slow_threads };
+        let window = match dax_window {
+            0 => None,
+            size => {
+                virtiofs_dax::check_size(size).map_err(|error| PyValueError::new_err(error.to_string()))?;
+                // As many as there are granules: a guest that maps no smaller ranges never finds the window full.
+                let mappings = (size / virtiofs_dax::GRANULE) as usize;
+                Some(WindowSettings { size, mappings, barrier: dax_barrier, patience: PATIENCE })
+            }
+        };
+        let config = Config { identity, once, slow_threads, window };
         let native = py.detach(|| {
             let server = Server::new(fs.open()?, Limits { want, ..Limits::default() });
             Ok::<_, PyErr>(Native::start(Arc::new(server), Source::from_fd(fd)?, config)?)

@@ -31,7 +31,23 @@ pub struct Chain {
     at: (usize, usize),
     /// The part of either side that was last lent to a system call.
     lent: Vec<libc::iovec>,
+    /// What stands for remote memory: most chains have none.
+    bounces: Vec<Bounce>,
+    /// Remote memory was not to be had.
+    fault: bool,
 }
+
+/// A buffer of ours in place of memory that is not mapped.
+#[derive(Debug)]
+struct Bounce {
+    buffer: Vec<u8>,
+    address: u64,
+    /// Where in the room for the reply it lies; `None` for a part of the request.
+    at: Option<usize>,
+}
+
+/// Bytes of remote memory in one chain: more than any request has.
+const BOUNCES_MAX: usize = 16 << 20;
 
 // SAFETY: the pointers lead into mappings that `memory` keeps alive, which do not belong to any thread; the chain itself is
 // used by one thread at a time (no method that touches memory takes `&self` beside `&mut self` ones).
@@ -50,6 +66,8 @@ impl Default for Chain {
             unread: 0,
             at: (0, 0),
             lent: Vec::new(),
+            bounces: Vec::new(),
+            fault: false,
         }
     }
 }
@@ -65,6 +83,8 @@ impl Chain {
         self.readable.clear();
         self.writable.clear();
         (self.room, self.unread, self.at) = (0, 0, (0, 0));
+        self.bounces.clear();
+        self.fault = false;
     }
 
     /// Lets go of the guest's memory.
@@ -76,15 +96,23 @@ impl Chain {
     /// Appends what one descriptor describes, or answers false if any byte of it lies outside of the guest's memory. Pieces
     /// that are neighbours on the host become one iovec.
     pub(crate) fn push(&mut self, mut address: u64, len: u32, writable: bool) -> bool {
-        let side = if writable { &mut self.writable } else { &mut self.readable };
         let mut left = len as usize;
         while left > 0 {
             let Some((host, available)) = self.place.host(address) else {
-                let Some(place) = self.memory.place(address) else { return false };
-                self.place = place;
+                if let Some(place) = self.memory.place(address) {
+                    self.place = place;
+                    continue;
+                }
+                let done = len as usize - left;
+                let Some(piece) = self.bounce(address, left, writable.then_some(self.room + done)) else {
+                    return false;
+                };
+                left -= piece;
+                address += piece as u64;
                 continue;
             };
             let piece = left.min(available);
+            let side = if writable { &mut self.writable } else { &mut self.readable };
             match side.last_mut() {
                 Some(last) if last.iov_base.cast::<u8>().wrapping_add(last.iov_len) == host => last.iov_len += piece,
                 _ => side.push(libc::iovec { iov_base: host.cast(), iov_len: piece }),
@@ -102,6 +130,42 @@ impl Chain {
             self.unread += len as usize
         }
         true
+    }
+
+    /// Puts a buffer in place of remote memory at `address`, and answers how many of `len` bytes it holds.
+    fn bounce(&mut self, address: u64, len: usize, at: Option<usize>) -> Option<usize> {
+        let (remote, offset, available) = self.memory.remote(address)?;
+        let len = len.min(available);
+        let held: usize = self.bounces.iter().map(|bounce| bounce.buffer.len()).sum();
+        if len > BOUNCES_MAX - held {
+            return None;
+        }
+        let mut buffer = vec![0; len];
+        if at.is_none() {
+            self.fault |= !remote.load(offset, &mut buffer);
+        }
+        let iovec = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: len };
+        let side = if at.is_some() { &mut self.writable } else { &mut self.readable };
+        side.push(iovec);
+        self.bounces.push(Bounce { buffer, address, at });
+        Some(len)
+    }
+
+    /// Whether a part of the request lies where there is no memory after all.
+    pub fn faulted(&self) -> bool {
+        self.fault
+    }
+
+    /// Brings what a reply of `len` bytes holds to remote memory. To be called once, before the chain is completed; false if there was
+    /// no memory to take it.
+    #[must_use]
+    pub fn settle(&mut self, len: usize) -> bool {
+        self.bounces.iter().all(|bounce| {
+            let Some(filled) = bounce.at.and_then(|at| len.checked_sub(at)) else { return true };
+            let Some(bytes) = bounce.buffer.get(..filled.min(bounce.buffer.len())) else { return true };
+            let remote = self.memory.remote(bounce.address);
+            remote.is_some_and(|(remote, offset, _)| bytes.is_empty() || remote.store(offset, bytes))
+        })
     }
 
     /// Index of the chain's first descriptor, by which it is completed.
@@ -232,6 +296,7 @@ fn part(iovec: &libc::iovec, offset: usize, limit: usize) -> libc::iovec {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Remote;
     use crate::memory::tests::region;
 
     /// A chain over two regions that are neighbours for the guest, cut into pieces of odd sizes.
@@ -296,6 +361,52 @@ mod tests {
         assert!(chain.write_iovecs(0x3fff, 2).is_none());
         assert!(chain.write_iovecs(usize::MAX, 2).is_none());
         assert_eq!(chain.write_iovecs(0x4000, 0).unwrap().len(), 0);
+    }
+
+    /// Remote memory of ten bytes that may be written but for the last two.
+    #[derive(Debug)]
+    struct Ten(parking_lot::Mutex<Vec<u8>>);
+
+    impl Remote for Ten {
+        fn load(&self, offset: u64, out: &mut [u8]) -> bool {
+            let bytes = self.0.lock();
+            let from = bytes.get(offset as usize..).and_then(|bytes| bytes.get(..out.len()));
+            from.map(|from| out.copy_from_slice(from)).is_some()
+        }
+
+        fn store(&self, offset: u64, from: &[u8]) -> bool {
+            let mut bytes = self.0.lock();
+            let to = bytes[..8].get_mut(offset as usize..).and_then(|to| to.get_mut(..from.len()));
+            to.map(|to| to.copy_from_slice(from)).is_some()
+        }
+    }
+
+    #[test]
+    fn memory_elsewhere_is_read_before_and_written_after() {
+        let ten = Arc::new(Ten(parking_lot::Mutex::new((0..10).collect())));
+        let memory = Memory::new(vec![region(0x1000, 0x1000)]).unwrap();
+        let memory = Arc::new(memory.with_remote(0x8000, 20, ten.clone()));
+        let mut chain = Chain::default();
+        chain.restart(0, &memory);
+        assert!(chain.push(0x1000, 4, false) && chain.push(0x8002, 3, false));
+        assert!(chain.push(0x1100, 16, true) && chain.push(0x8004, 6, true) && chain.push(0x1200, 4, true));
+        assert!(!chain.faulted());
+        let mut request = [9; 7];
+        assert!(chain.read(&mut request));
+        assert_eq!(request, [0, 0, 0, 0, 2, 3, 4]);
+        assert!(chain.write(0, &[7; 26]));
+        assert_eq!(ten.0.lock()[4], 4, "not before the end");
+        assert!(chain.settle(20), "four of the six bytes fit");
+        assert_eq!(ten.0.lock()[..], [0, 1, 2, 3, 7, 7, 7, 7, 8, 9]);
+        assert!(!chain.settle(21));
+        for (address, len, fault) in [(0x8000, 10, false), (0x8000, 11, true), (0x800a, 1, true)] {
+            chain.restart(0, &memory);
+            assert!(chain.push(address, len, false));
+            assert_eq!(chain.faulted(), fault);
+        }
+        chain.restart(0, &memory);
+        assert!(!chain.push(0x8010, 5, false), "it ends before that");
+        assert!(!chain.push(0x7fff, 2, true));
     }
 
     #[test]

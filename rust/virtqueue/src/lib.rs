@@ -15,5 +15,5 @@ mod ring;
 pub use access::{Keep, PAGE, Piece};
 pub use chain::Chain;
 pub use event::{Event, Waiter, Wake};
-pub use memory::{Memory, MemoryError, Region, SharedMemory};
+pub use memory::{Memory, MemoryError, Region, Remote, SharedMemory};
 pub use ring::{Available, Popped, RingConfig, RingError, Used, split};

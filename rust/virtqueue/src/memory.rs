@@ -1,6 +1,7 @@
 //! What the guest shares with the device.
 
 use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -43,11 +44,30 @@ pub struct Region {
     pub offset: u64,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Span {
     guest_address: u64,
     size: u64,
     user_address: u64,
+    /// Device and inode number of the file, where there is one, and where in it the region begins.
+    file: Option<(u64, u64, u64)>,
+}
+
+/// Memory of a guest that is not mapped in this process: a DAX window, most of all. Bytes go in and out by calls.
+pub trait Remote: std::fmt::Debug + Send + Sync {
+    /// Copies bytes from `offset` on, or answers false where there is no memory.
+    fn load(&self, offset: u64, out: &mut [u8]) -> bool;
+
+    /// Copies bytes to `offset` and on, or answers false where there is no memory that may be written.
+    fn store(&self, offset: u64, bytes: &[u8]) -> bool;
+}
+
+/// Where remote memory lies.
+#[derive(Clone, Debug)]
+struct Elsewhere {
+    start: u64,
+    size: u64,
+    remote: Arc<dyn Remote>,
 }
 
 /// All memory of a guest at one moment. A change makes a new value, so that a request in flight keeps what it points to.
@@ -58,6 +78,7 @@ pub struct Memory {
     pub(crate) holds: Vec<Hold>,
     /// New regions note which of their pages are written.
     pub(crate) track: bool,
+    elsewhere: Option<Elsewhere>,
 }
 
 impl Memory {
@@ -87,7 +108,8 @@ impl Memory {
             .map_err(|error| refuse(error.to_string()))?;
         let overlap = || MemoryError::Overlap { guest_address, size };
         let region = GuestRegionMmap::new(mapping, GuestAddress(guest_address)).ok_or_else(overlap)?;
-        self.with_region(Arc::new(region), user_address, None)
+        let file = Some((metadata.dev(), metadata.ino(), offset));
+        self.with_span(Arc::new(region), Span { guest_address, size, user_address, file }, None)
     }
 
     pub(crate) fn with_region(
@@ -97,12 +119,62 @@ impl Memory {
         keep: Option<Keep>,
     ) -> Result<Memory, MemoryError> {
         let (guest_address, size) = (region.start_addr().0, region.len());
+        self.with_span(region, Span { guest_address, size, user_address, file: None }, keep)
+    }
+
+    fn with_span(
+        &self,
+        region: Arc<GuestRegionMmap<()>>,
+        span: Span,
+        keep: Option<Keep>,
+    ) -> Result<Memory, MemoryError> {
+        let Span { guest_address, size, .. } = span;
         let hold = Hold::new(&region, keep, self.track);
         let map = self.map.insert_region(region).map_err(|_| MemoryError::Overlap { guest_address, size })?;
         let mut next = Memory { map, ..self.clone() };
-        next.spans.push(Span { guest_address, size, user_address });
+        next.spans.push(span);
         next.holds.push(hold);
         Ok(next)
+    }
+
+    /// Memory of these regions instead, or `None` if it is the same. Regions that are there already stay mapped as they are: a
+    /// front end may send its whole table for every small change.
+    pub fn replaced_by(&self, regions: Vec<Region>) -> Result<Option<Memory>, MemoryError> {
+        let mut memory = Memory { elsewhere: self.elsewhere.clone(), track: self.track, ..Memory::default() };
+        for region in regions {
+            memory = match self.mapped(&region) {
+                Some((mapped, span)) => memory.with_span(mapped, span, None)?,
+                None => memory.with(region)?,
+            };
+        }
+        Ok((memory.spans != self.spans).then_some(memory))
+    }
+
+    /// This memory, with `size` bytes of remote memory from the guest address `start` on.
+    pub fn with_remote(self, start: u64, size: u64, remote: Arc<dyn Remote>) -> Memory {
+        Memory { elsewhere: Some(Elsewhere { start, size, remote }), ..self }
+    }
+
+    /// Where remote memory begins, if there is any.
+    pub fn remote_start(&self) -> Option<u64> {
+        self.elsewhere.as_ref().map(|elsewhere| elsewhere.start)
+    }
+
+    /// The remote memory at an address, the offset in it, and how many bytes of it follow.
+    pub(crate) fn remote(&self, address: u64) -> Option<(&dyn Remote, u64, usize)> {
+        let elsewhere = self.elsewhere.as_ref()?;
+        let offset = address.checked_sub(elsewhere.start).filter(|offset| *offset < elsewhere.size)?;
+        Some((&*elsewhere.remote, offset, usize::try_from(elsewhere.size - offset).unwrap_or(usize::MAX)))
+    }
+
+    /// The mapping of exactly this region, if there is one.
+    fn mapped(&self, region: &Region) -> Option<(Arc<GuestRegionMmap<()>>, Span)> {
+        let metadata = region.file.metadata().ok()?;
+        let Region { guest_address, size, user_address, offset, .. } = *region;
+        let span = Span { guest_address, size, user_address, file: Some((metadata.dev(), metadata.ino(), offset)) };
+        self.spans.contains(&span).then_some(())?;
+        let (_, mapped) = self.map.remove_region(GuestAddress(guest_address), size).ok()?;
+        Some((mapped, span))
     }
 
     /// This memory without the region that begins at `guest_address` and has `size` bytes.
@@ -212,6 +284,20 @@ pub(crate) mod tests {
         assert!(memory.place(0x10_000).is_none());
         assert_eq!(memory.place(0x1ff0).unwrap().host(0x1ff0).unwrap().1, 16);
         assert!(memory.place(0x1ff0).unwrap().host(0x2000).is_none());
+    }
+
+    #[test]
+    fn what_stays_in_a_new_table_stays_mapped() {
+        let (one, two) = (region(0x1000, 0x1000), region(0x4000, 0x2000));
+        let again = |region: &Region| Region { file: region.file.try_clone().unwrap(), ..*region };
+        let (one_again, both_again) = (again(&one), vec![again(&one), again(&two)]);
+        let memory = Memory::new(vec![one, two]).unwrap();
+        assert!(memory.replaced_by(both_again).unwrap().is_none());
+        let place = |memory: &Memory| memory.place(0x1000).unwrap().host(0x1000);
+        let less = memory.replaced_by(vec![one_again]).unwrap().unwrap();
+        assert_eq!((less.regions(), place(&less)), (1, place(&memory)));
+        let other = memory.replaced_by(vec![region(0x1000, 0x1000)]).unwrap().unwrap();
+        assert_ne!(place(&other), place(&memory), "another file at the same address");
     }
 
     #[test]

@@ -111,6 +111,11 @@ impl Available {
         }
     }
 
+    /// Takes back the last [`Available::pop`]: the request comes again.
+    pub fn put_back(&mut self) {
+        self.queue.set_next_avail(self.queue.next_avail().wrapping_sub(1));
+    }
+
     /// Whether a request waits. An index that claims more requests than the ring has entries is a broken ring.
     pub fn waits(&self, memory: &Memory) -> Result<bool, RingError> {
         let waiting = self.queue.avail_idx(memory.map(), Ordering::Acquire)? - Wrapping(self.queue.next_avail());

@@ -55,8 +55,8 @@ impl Desk {
                 self.buffers.put(buffer);
             }
             Outcome::Later(pending) => self.park(channel, buffer, pending),
-            // It was told that it may wait.
-            Outcome::WouldBlock => tracing::error!("an operation would not wait where it may"),
+            // It was told that it may wait, and there is no device here that could be stopped.
+            Outcome::WouldBlock | Outcome::Halted => tracing::error!("an operation would not wait where it may"),
         }
         scratch.finish();
     }
@@ -151,7 +151,7 @@ impl Worker {
         match desk.server.handle(buffer, scratch, false) {
             Outcome::Done(len) => answer(&self.channel, buffer, len),
             Outcome::Later(pending) => desk.park(&self.channel, self.exchange(buffer), pending),
-            Outcome::WouldBlock => {
+            Outcome::WouldBlock | Outcome::Halted => {
                 let mut request = self.exchange(buffer);
                 request.rewind();
                 self.offload(request, scratch);

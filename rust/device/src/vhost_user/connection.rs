@@ -18,18 +18,18 @@ const BODY_MAX: usize = vhost::vhost_user::message::MAX_MSG_SIZE;
 /// Descriptors taken with one message; the kernel sends no more (`SCM_MAX_FD`).
 const FDS_MAX: usize = 253;
 
-const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 1;
 const VERSION_MASK: u32 = 3;
-const REPLY: u32 = 1 << 2;
-const NEED_REPLY: u32 = 1 << 3;
+pub(super) const REPLY: u32 = 1 << 2;
+pub(super) const NEED_REPLY: u32 = 1 << 3;
 
 /// Header of each message.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
-struct Header {
-    request: u32,
-    flags: u32,
-    size: u32,
+pub(super) struct Header {
+    pub(super) request: u32,
+    pub(super) flags: u32,
+    pub(super) size: u32,
 }
 
 /// One message of the VMM.

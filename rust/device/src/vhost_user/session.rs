@@ -11,6 +11,7 @@ use virtiofs_virtqueue::{Event, Memory, Region, SharedMemory};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::connection::{Connection, Received};
+use super::shmem::Shmem;
 use super::vring::{Addresses, Vring};
 use crate::Identity;
 use crate::identity::{CONFIG_SIZE, FEATURES};
@@ -22,12 +23,17 @@ const PROTOCOL_FEATURES_BIT: u64 = 1 << 30;
 /// Regions of memory that a VMM may add. QEMU offers its guest that many slots for hotplug.
 const MEMORY_SLOTS: u64 = 509;
 
-fn protocol_features() -> VhostUserProtocolFeatures {
-    VhostUserProtocolFeatures::MQ
-        | VhostUserProtocolFeatures::REPLY_ACK
-        | VhostUserProtocolFeatures::CONFIG
-        | VhostUserProtocolFeatures::RESET_DEVICE
-        | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
+/// Regions are given one by one, or there is a DAX window: QEMU 11.1 crashes at a reset of a device that has both, and live mappings.
+fn protocol_features(window: bool) -> VhostUserProtocolFeatures {
+    let all = VhostUserProtocolFeatures::MQ | VhostUserProtocolFeatures::REPLY_ACK | VhostUserProtocolFeatures::CONFIG;
+    match window {
+        false => all | VhostUserProtocolFeatures::RESET_DEVICE | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS,
+        true => {
+            all | VhostUserProtocolFeatures::BACKEND_REQ
+                | VhostUserProtocolFeatures::BACKEND_SEND_FD
+                | VhostUserProtocolFeatures::SHMEM
+        }
+    }
 }
 
 /// What a request is answered with.
@@ -51,6 +57,7 @@ pub(super) struct Session {
     vrings: Vec<Vring>,
     features: u64,
     protocol_features: u64,
+    window: Option<Arc<Shmem>>,
 }
 
 /// What the connection is ended for: the message has no honest meaning, or its reply cannot be given.
@@ -59,10 +66,15 @@ fn hopeless(what: String) -> io::Error {
 }
 
 impl Session {
-    pub(super) fn new(identity: &Identity, server: Arc<Server>, pool: Arc<Pool>) -> Session {
+    pub(super) fn new(
+        identity: &Identity,
+        server: Arc<Server>,
+        pool: Arc<Pool>,
+        window: Option<Arc<Shmem>>,
+    ) -> Session {
         let with = Surroundings { memory: Arc::new(SharedMemory::default()), server, pool };
         let vrings = (0..identity.queues()).map(|_| Vring::default()).collect();
-        Session { identity: identity.clone(), with, vrings, features: 0, protocol_features: 0 }
+        Session { identity: identity.clone(), with, vrings, features: 0, protocol_features: 0, window }
     }
 
     /// Answers the VMM's requests until it hangs up or `stop` is signalled.
@@ -93,6 +105,10 @@ impl Session {
         Ok(())
     }
 
+    fn protocol_features(&self) -> u64 {
+        protocol_features(self.window.is_some()).bits()
+    }
+
     fn has(&self, feature: VhostUserProtocolFeatures) -> bool {
         self.protocol_features & feature.bits() != 0
     }
@@ -102,14 +118,22 @@ impl Session {
         match request {
             FrontendReq::GET_FEATURES => return Ok(Answer::Value(FEATURES | PROTOCOL_FEATURES_BIT)),
             FrontendReq::SET_FEATURES => self.set_features(take(body)?)?,
-            FrontendReq::GET_PROTOCOL_FEATURES => return Ok(Answer::Value(protocol_features().bits())),
+            FrontendReq::GET_PROTOCOL_FEATURES => return Ok(Answer::Value(self.protocol_features())),
             FrontendReq::SET_PROTOCOL_FEATURES => {
-                self.protocol_features = take::<u64>(body)? & protocol_features().bits()
+                self.protocol_features = take::<u64>(body)? & self.protocol_features()
             }
             FrontendReq::GET_QUEUE_NUM => return Ok(Answer::Value(self.vrings.len() as u64)),
             FrontendReq::SET_OWNER => {}
             FrontendReq::RESET_OWNER | FrontendReq::RESET_DEVICE => self.reset(),
             FrontendReq::GET_CONFIG => return self.get_config(message.body),
+            FrontendReq::GET_SHMEM_CONFIG => {
+                let window = self.window.as_ref().ok_or("there is no DAX window: start with --dax-window SIZE")?;
+                return Ok(Answer::Bytes(window.config()));
+            }
+            FrontendReq::SET_BACKEND_REQ_FD => {
+                let window = self.window.as_ref().ok_or("there is nothing to ask the VMM for")?;
+                window.connect(one(message.fds)?).map_err(|error| error.to_string())?;
+            }
             FrontendReq::SET_CONFIG => return Err("the configuration space is read-only".into()),
             FrontendReq::SET_MEM_TABLE => self.set_mem_table(body, message.fds)?,
             FrontendReq::GET_MAX_MEM_SLOTS => return Ok(Answer::Value(MEMORY_SLOTS)),
@@ -130,6 +154,7 @@ impl Session {
             }
             FrontendReq::GET_VRING_BASE => {
                 let [index, _]: [u32; 2] = take(body)?;
+                self.halt_window();
                 let base = self.vring(index)?.get_base();
                 return Ok(Answer::Bytes([index, u32::from(base)].as_bytes().to_vec()));
             }
@@ -139,6 +164,7 @@ impl Session {
                 // Without protocol features there is no SET_VRING_ENABLE: a kick is all that it takes.
                 if self.features & PROTOCOL_FEATURES_BIT == 0 {
                     self.vring(index)?.set_enabled(true);
+                    self.resume_window();
                 }
             }
             FrontendReq::SET_VRING_CALL => {
@@ -151,6 +177,10 @@ impl Session {
             }
             FrontendReq::SET_VRING_ENABLE => {
                 let [index, enable]: [u32; 2] = take(body)?;
+                match enable {
+                    0 => self.halt_window(),
+                    _ => self.resume_window(),
+                }
                 self.vring(index)?.set_enabled(enable != 0);
             }
             _ => return Err("this was not offered".into()),
@@ -184,6 +214,19 @@ impl Session {
         Ok(())
     }
 
+    fn halt_window(&self) {
+        if let Some(window) = &self.window {
+            window.halt();
+        }
+    }
+
+    /// Queues may have stopped at a request that waited for this.
+    fn resume_window(&self) {
+        if self.window.as_ref().is_some_and(|window| window.resume()) {
+            self.vrings.iter().for_each(Vring::refresh);
+        }
+    }
+
     fn reset(&mut self) {
         self.vrings.iter().for_each(Vring::abandon);
         self.halt();
@@ -192,6 +235,7 @@ impl Session {
     }
 
     fn halt(&mut self) {
+        self.halt_window();
         self.vrings.iter_mut().for_each(Vring::halt);
     }
 
@@ -218,14 +262,30 @@ impl Session {
         if count as usize != fds.len() {
             return Err(format!("{count} regions came with {} descriptors", fds.len()));
         }
-        let mut regions = Vec::new();
+        let (mut regions, mut window_at) = (Vec::new(), None);
         for fd in fds {
             let (fields, behind) = prefix::<[u64; 4]>(rest)?;
-            regions.push(region(fields, fd));
+            let region = region(fields, fd);
+            let ours =
+                self.window.as_ref().and_then(|window| window.offset_of(&region.file, region.offset, region.size));
+            match ours {
+                // A mapping of ours, and so a sign of where the guest has its window. It is never touched here.
+                Some(offset) => window_at = region.guest_address.checked_sub(offset),
+                None => regions.push(region),
+            }
             rest = behind;
         }
-        let memory = Memory::new(regions).map_err(|error| error.to_string())?;
-        self.store(memory);
+        let before = self.with.memory.load();
+        let mut memory = before.replaced_by(regions).map_err(|error| error.to_string())?;
+        if let (Some(start), Some(window)) = (window_at, &self.window)
+            && before.remote_start() != window_at
+        {
+            let same = || Memory::clone(&before);
+            memory = Some(memory.unwrap_or_else(same).with_remote(start, window.size(), Arc::clone(window) as _));
+        }
+        if let Some(memory) = memory {
+            self.store(memory);
+        }
         Ok(())
     }
 
@@ -273,6 +333,7 @@ fn has_reply(request: FrontendReq) -> bool {
             | FrontendReq::GET_CONFIG
             | FrontendReq::GET_MAX_MEM_SLOTS
             | FrontendReq::GET_INFLIGHT_FD
+            | FrontendReq::GET_SHMEM_CONFIG
     )
 }
 

@@ -4,7 +4,7 @@ use virtiofs_fuse::Opcode;
 use virtiofs_fuse::wire::*;
 
 use crate::bytes;
-use crate::share::Share;
+use crate::share::{Share, WINDOW};
 
 /// What must come back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,6 +77,8 @@ const NOBODY: u64 = 0xdead_0000;
 const ROOT: u64 = ROOT_ID;
 const FAR: u64 = i64::MAX as u64 + 1;
 const SMALL_DISK: u64 = 1 << 20;
+const PAGE: u64 = 4096;
+const GRANULE: u64 = 2 << 20;
 
 #[rustfmt::skip]
 pub(crate) fn rows(opcode: Opcode, share: &Share) -> Vec<Case> {
@@ -569,12 +571,58 @@ pub(crate) fn rows(opcode: Opcode, share: &Share) -> Vec<Case> {
                 row("to no handle", file, of(ro, NOBODY, 20, 0), Fails(libc::EBADF)),
             ]
         }
-        // There is no window.
-        Opcode::Setupmapping => vec![row("a file", file, bytes(&SetupmappingIn { len: 2 << 20, ..SetupmappingIn::default() }), Refused)],
-        Opcode::Removemapping => vec![
-            row("a range", 0, [bytes(&RemovemappingIn { count: 1 }), bytes(&RemovemappingOne::default())].concat(), Refused),
-            row("fewer than it says", 0, bytes(&RemovemappingIn { count: u32::MAX }), Fails(libc::EINVAL)),
-        ],
+        Opcode::Setupmapping => {
+            let whole = SetupmappingIn { fh: u64::MAX, len: GRANULE, flags: bits::SETUPMAPPING_READ, ..SetupmappingIn::default() };
+            let at = |foffset, moffset, len| bytes(&SetupmappingIn { foffset, moffset, len, ..whole });
+            let wrong = |what, foffset, moffset, len| row(what, file, at(foffset, moffset, len), Fails(libc::EINVAL));
+            vec![
+                row("a file", file, at(0, 0, GRANULE), Done),
+                row("the same again", file, at(0, 0, GRANULE), Done),
+                row("and for writing", file, bytes(&SetupmappingIn { flags: bits::SETUPMAPPING_READ | bits::SETUPMAPPING_WRITE, ..whole }), Done),
+                row("over a part of it", file, at(PAGE, PAGE, PAGE), Done),
+                row("behind its end", file, at(GRANULE, GRANULE, GRANULE), Done),
+                row("the whole window", file, at(0, 0, WINDOW), Done),
+                row("a directory", dir, at(0, 0, GRANULE), Fails(libc::EISDIR)),
+                row("a symlink", link, at(0, 0, GRANULE), Fails(libc::ELOOP)),
+                row("no node", NOBODY, at(0, 0, GRANULE), Fails(libc::ESTALE)),
+                wrong("nothing", 0, 0, 0),
+                wrong("a part of a page", 0, 0, PAGE - 1),
+                wrong("from within a page of the file", 1, 0, PAGE),
+                wrong("from within a page of the window", 0, 1, PAGE),
+                wrong("behind the window", 0, WINDOW, PAGE),
+                wrong("past the window", 0, WINDOW - PAGE, GRANULE),
+                wrong("where no file reaches", FAR - PAGE, 0, GRANULE),
+                wrong("around the end of all files", 0u64.wrapping_sub(PAGE), 0, GRANULE),
+                wrong("around the end of all windows", 0, 0u64.wrapping_sub(PAGE), GRANULE),
+                wrong("more than there are numbers", 0, PAGE, 0u64.wrapping_sub(PAGE)),
+            ]
+        }
+        Opcode::Removemapping => {
+            let map = |moffset| share.client().setupmapping(file, &SetupmappingIn { len: GRANULE, moffset, ..SetupmappingIn::default() }).unwrap();
+            map(0);
+            map(GRANULE);
+            let of = |ranges: &[(u64, u64)]| {
+                let one = |&(moffset, len): &(u64, u64)| bytes(&RemovemappingOne { moffset, len });
+                [vec![bytes(&RemovemappingIn { count: ranges.len() as u32 })], ranges.iter().map(one).collect()].concat().concat()
+            };
+            let many = bytes(&RemovemappingOne { moffset: 0, len: PAGE }).repeat(4097);
+            let wrong = |what, range| row(what, 0, of(&[range]), Fails(libc::EINVAL));
+            vec![
+                row("out of the middle", 0, of(&[(PAGE, PAGE)]), Done),
+                row("across two", 0, of(&[(GRANULE - PAGE, 2 * PAGE)]), Done),
+                row("all, and what is not there", 0, of(&[(0, GRANULE), (GRANULE, GRANULE), (GRANULE, GRANULE), (0, WINDOW)]), Done),
+                row("none", 0, of(&[]), Done),
+                row("as many as Linux sends", 0, bytes(&RemovemappingIn { count: 4096 }), Done).data(&many),
+                row("more", 0, bytes(&RemovemappingIn { count: 4097 }), Fails(libc::EINVAL)).data(&many),
+                row("fewer than it says", 0, bytes(&RemovemappingIn { count: u32::MAX }), Fails(libc::EINVAL)),
+                wrong("nothing", (0, 0)),
+                wrong("a part of a page", (0, 1)),
+                wrong("from within a page", (1, PAGE)),
+                wrong("behind the window", (WINDOW, PAGE)),
+                wrong("past the window", (WINDOW - PAGE, GRANULE)),
+                wrong("around the end of all windows", (0u64.wrapping_sub(PAGE), GRANULE)),
+            ]
+        }
         Opcode::Syncfs => vec![
             row("all", ROOT, bytes(&SyncfsIn::default()), Done),
             row("no node", NOBODY, bytes(&SyncfsIn::default()), Fails(libc::ESTALE)),

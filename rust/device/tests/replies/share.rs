@@ -4,10 +4,11 @@ use std::fs;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
 use tempfile::TempDir;
 use virtiofs_device::Identity;
-use virtiofs_device::vhost_user::{Config, Daemon, Source};
+use virtiofs_device::vhost_user::{Config, Daemon, Source, WindowSettings};
 use virtiofs_fuse::wire::init;
 use virtiofs_fuse::{Limits, Server};
 use virtiofs_guest::{Client, Guest, Options};
@@ -19,7 +20,12 @@ pub(crate) struct Setup {
     pub(crate) read_only: bool,
     /// The guest has sent no INIT.
     pub(crate) no_session: bool,
+    /// The device has a DAX window, and the guest uses it.
+    pub(crate) window: bool,
 }
+
+/// Bytes of the DAX window.
+pub(crate) const WINDOW: u64 = 8 << 20;
 
 pub(crate) struct Share {
     pub(crate) guest: Guest,
@@ -50,12 +56,19 @@ impl Share {
             ..Default::default()
         };
         let fs = Arc::new(HostDir::new(config).unwrap());
-        let want = Limits::default().want | init::POSIX_LOCKS | init::FLOCK_LOCKS;
+        let dax = init::MAP_ALIGNMENT | init::HAS_INODE_DAX;
+        let want = Limits::default().want | init::POSIX_LOCKS | init::FLOCK_LOCKS | dax;
         let server = Arc::new(Server::new(fs, Limits { want, ..Limits::default() }));
         let source = Source::Listening(UnixListener::bind(run.path().join("s")).unwrap());
         let identity = Identity::new("share", 1).unwrap();
-        let daemon = Daemon::start(server, source, Config { identity, once: false, slow_threads: 2 }).unwrap();
-        let options = Options { init: !setup.no_session, uid: 0, gid: 0, ..Options::default() };
+        let window = setup.window.then_some(WindowSettings {
+            size: WINDOW,
+            mappings: 4,
+            barrier: true,
+            patience: Duration::from_secs(20),
+        });
+        let daemon = Daemon::start(server, source, Config { identity, once: false, slow_threads: 2, window }).unwrap();
+        let options = Options { dax: setup.window, init: !setup.no_session, uid: 0, gid: 0, ..Options::default() };
         let guest = Guest::connect(&run.path().join("s"), options).unwrap();
         Share { guest, daemon, mounts, dir, _run: run }
     }

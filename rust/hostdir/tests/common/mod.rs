@@ -80,7 +80,7 @@ impl Share {
 
     pub fn within(dir: TempDir, config: Config, flags: u64) -> Share {
         let fs = HostDir::new(Config { root: dir.path().into(), ..config }).unwrap();
-        fs.init(&Negotiated { minor: 46, flags, max_write: 1 << 20, max_readahead: 1 << 20 });
+        fs.init(&Negotiated { minor: 46, flags, max_write: 1 << 20, max_readahead: 1 << 20, ..Negotiated::default() });
         Share { fs, dir }
     }
 

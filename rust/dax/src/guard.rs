@@ -1,0 +1,183 @@
+// UNSAFETY: a signal handler that maps memory, and the tables that it may look at: it may take no lock and allocate nothing.
+#![allow(unsafe_code)]
+//! What happens when a mapped file becomes shorter: the kernel sends SIGBUS to whoever touches a page behind the new end.
+//!
+//! For addresses in a window the handler puts a page of zeros there, notes it, and the access goes on. For all others it does what was
+//! done before it: the handler that was there is called, or the default is restored, which ends the process.
+
+use std::ffi::{c_int, c_void};
+use std::io;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use std::{mem, ptr};
+
+use crate::window::{GRANULE, PAGE};
+
+/// Windows that one process may have.
+const SLOTS: usize = 64;
+
+/// A window, as the handler sees it.
+struct Slot {
+    taken: AtomicBool,
+    start: AtomicUsize,
+    /// 0 while the slot is not in use.
+    size: AtomicUsize,
+    /// A bit for each granule: a page in it was replaced.
+    healed: AtomicPtr<AtomicU64>,
+    count: AtomicU64,
+}
+
+static SLOTS_TABLE: [Slot; SLOTS] = [const {
+    Slot {
+        taken: AtomicBool::new(false),
+        start: AtomicUsize::new(0),
+        size: AtomicUsize::new(0),
+        healed: AtomicPtr::new(ptr::null_mut()),
+        count: AtomicU64::new(0),
+    }
+}; SLOTS];
+
+/// What was done about SIGBUS before.
+static BEFORE: OnceLock<libc::sigaction> = OnceLock::new();
+
+/// The guard over one range of addresses, for as long as it lives.
+pub(crate) struct Guard {
+    slot: &'static Slot,
+    /// Kept for the handler, which has a pointer to it.
+    healed: Box<[AtomicU64]>,
+}
+
+impl Guard {
+    /// Guards `size` bytes from `start` on.
+    pub(crate) fn new(start: usize, size: usize) -> io::Result<Guard> {
+        install()?;
+        let free = SLOTS_TABLE
+            .iter()
+            .find(|slot| slot.taken.compare_exchange(false, true, Ordering::AcqRel, Ordering::Relaxed).is_ok());
+        let Some(slot) = free else {
+            return Err(io::Error::other(format!("{SLOTS} DAX windows are the most that one process can have")));
+        };
+        let granules = size / GRANULE as usize;
+        let healed: Box<[AtomicU64]> = (0..granules.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
+        slot.count.store(0, Ordering::Relaxed);
+        slot.start.store(start, Ordering::Relaxed);
+        slot.healed.store(healed.as_ptr().cast_mut(), Ordering::Relaxed);
+        slot.size.store(size, Ordering::Release);
+        Ok(Guard { slot, healed })
+    }
+
+    /// Pages that were replaced so far.
+    pub(crate) fn count(&self) -> u64 {
+        self.slot.count.load(Ordering::Relaxed)
+    }
+
+    /// Whether a page between two offsets was replaced since this was asked last.
+    pub(crate) fn take(&self, start: u64, end: u64) -> bool {
+        let mut any = false;
+        for granule in start / GRANULE..end.div_ceil(GRANULE) {
+            let bit = 1 << (granule % 64);
+            let word = self.healed.get((granule / 64) as usize);
+            any |= word.is_some_and(|word| word.fetch_and(!bit, Ordering::AcqRel) & bit != 0);
+        }
+        any
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        // Whoever still touches the range does so after it was unmapped: nothing of ours is to be done for it.
+        self.slot.size.store(0, Ordering::Release);
+        self.slot.healed.store(ptr::null_mut(), Ordering::Release);
+        self.slot.taken.store(false, Ordering::Release);
+    }
+}
+
+fn install() -> io::Result<()> {
+    static INSTALLED: parking_lot::Mutex<bool> = parking_lot::Mutex::new(false);
+    let mut installed = INSTALLED.lock();
+    if *installed {
+        return Ok(());
+    }
+    // SAFETY: a `sigaction` of zeros is a valid one; the call fills it in.
+    let mut before: libc::sigaction = unsafe { mem::zeroed() };
+    // SAFETY: a null pointer for the new action only asks; `before` is ours until the call returns.
+    check(unsafe { libc::sigaction(libc::SIGBUS, ptr::null(), &mut before) })?;
+    // Known before the handler is, which may need it at once.
+    let _ = BEFORE.set(before);
+    // SAFETY: as above.
+    let mut ours: libc::sigaction = unsafe { mem::zeroed() };
+    ours.sa_sigaction = handler as *const () as usize;
+    ours.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+    // SAFETY: `handler` has the signature that SA_SIGINFO calls for, lives for ever, and keeps to what a signal handler may do.
+    check(unsafe { libc::sigaction(libc::SIGBUS, &ours, ptr::null_mut()) })?;
+    *installed = true;
+    Ok(())
+}
+
+fn check(result: c_int) -> io::Result<()> {
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+extern "C" fn handler(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
+    // SAFETY: errno is this thread's own; the code that was interrupted finds it as it left it.
+    let (at, errno) = unsafe { (libc::__errno_location(), *libc::__errno_location()) };
+    // SAFETY: with SA_SIGINFO the kernel hands over a siginfo_t, which for SIGBUS has an address.
+    let (code, address) = unsafe { ((*info).si_code, (*info).si_addr() as usize) };
+    // An error of the memory itself is not ours to hide.
+    if code != libc::BUS_ADRERR || !heal(address) {
+        pass_on(signal, info, context);
+    }
+    // SAFETY: as above.
+    unsafe { *at = errno };
+}
+
+/// Puts a page of zeros at an address, if it lies in a window.
+fn heal(address: usize) -> bool {
+    for slot in &SLOTS_TABLE {
+        let size = slot.size.load(Ordering::Acquire);
+        let Some(offset) = address.checked_sub(slot.start.load(Ordering::Relaxed)).filter(|offset| *offset < size)
+        else {
+            continue;
+        };
+        let page = address & !(PAGE as usize - 1);
+        // SAFETY: the page lies in a range that its owner gave up to be mapped over at any time, and holds until it has taken the
+        // guard away; what was mapped there cannot be accessed, or this signal would not have come. mmap(2) is one system call.
+        let mapped = unsafe {
+            let access = libc::PROT_READ | libc::PROT_WRITE;
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
+            libc::mmap(page as *mut c_void, PAGE as usize, access, flags, -1, 0)
+        };
+        if mapped == libc::MAP_FAILED {
+            return false;
+        }
+        slot.count.fetch_add(1, Ordering::Relaxed);
+        let (granule, healed) = (offset / GRANULE as usize, slot.healed.load(Ordering::Acquire));
+        if !healed.is_null() {
+            // SAFETY: the array has a bit for each granule of `size` bytes and lives as long as the guard, whose range this is.
+            unsafe { (*healed.add(granule / 64)).fetch_or(1 << (granule % 64), Ordering::AcqRel) };
+        }
+        return true;
+    }
+    false
+}
+
+fn pass_on(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
+    let Some(before) = BEFORE.get() else { return };
+    match before.sa_sigaction {
+        // The access is tried again when we return, and the signal does what it would have done. It cannot be ignored either.
+        libc::SIG_DFL | libc::SIG_IGN => {
+            // SAFETY: a `sigaction` of zeros is the default action.
+            unsafe { libc::sigaction(signal, &mem::zeroed(), ptr::null_mut()) };
+        }
+        other if before.sa_flags & libc::SA_SIGINFO != 0 => {
+            // SAFETY: sigaction(2) gave this address as a handler with three arguments.
+            let other: extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void) = unsafe { mem::transmute(other) };
+            other(signal, info, context);
+        }
+        other => {
+            // SAFETY: sigaction(2) gave this address as a handler with one argument.
+            let other: extern "C" fn(c_int) = unsafe { mem::transmute(other) };
+            other(signal);
+        }
+    }
+}
