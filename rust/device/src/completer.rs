@@ -44,14 +44,22 @@ impl Completer {
     pub(crate) fn complete(&self, head: u16, len: usize) {
         let side = &mut *self.side.lock();
         self.memory.refresh(&mut side.memory);
-        // A reply is never longer than the chain, whose length fits 32 bits.
-        let completed = side.used.complete(&side.memory, head, len as u32);
-        let result = completed.and_then(|()| side.used.wants_call(&side.memory));
-        if side.check(result)
-            && let Some(call) = &side.call
-        {
-            call.raise();
-        }
+        side.put(head, len);
+        side.tell();
+    }
+
+    /// Gives a chain back without a word; [`Completer::tell`] has to follow soon.
+    pub(crate) fn put(&self, head: u16, len: usize) {
+        let side = &mut *self.side.lock();
+        self.memory.refresh(&mut side.memory);
+        side.put(head, len);
+    }
+
+    /// Interrupts the driver if it wants that for what was given back since the last time.
+    pub(crate) fn tell(&self) {
+        let side = &mut *self.side.lock();
+        self.memory.refresh(&mut side.memory);
+        side.tell();
     }
 
     /// Replaces the way by which the driver is interrupted, and uses it once: an interrupt that went the old way may not have
@@ -105,6 +113,21 @@ impl Completer {
 }
 
 impl Side {
+    fn put(&mut self, head: u16, len: usize) {
+        // A reply is never longer than the chain, whose length fits 32 bits.
+        let result = self.used.complete(&self.memory, head, len as u32);
+        self.check(result.map(|()| false));
+    }
+
+    fn tell(&mut self) {
+        let result = self.used.wants_call(&self.memory);
+        if self.check(result)
+            && let Some(call) = &self.call
+        {
+            call.raise();
+        }
+    }
+
     /// A ring that cannot be written is the driver's doing: said once, and the device goes on.
     fn check(&mut self, result: Result<bool, virtiofs_virtqueue::RingError>) -> bool {
         result.unwrap_or_else(|error| {

@@ -17,6 +17,7 @@ mod pool;
 mod queue;
 mod request;
 mod spin;
+mod tact;
 pub mod vhost_user;
 mod worker;
 

@@ -15,6 +15,7 @@ use crate::parking::{Parking, park};
 use crate::pool::Pool;
 use crate::request::Request;
 use crate::spin::Spin;
+use crate::tact::Tact;
 
 /// Bytes of reply from which on a copy takes many times as long as to hand it to another thread.
 const LONG: usize = 256 << 10;
@@ -30,6 +31,7 @@ pub(crate) struct Worker {
     pool: Arc<Pool>,
     parking: Arc<Parking>,
     spin: Spin,
+    tact: Tact,
 }
 
 #[derive(Debug)]
@@ -75,6 +77,7 @@ impl Running {
             pool: Arc::clone(&with.pool),
             parking: Arc::clone(parking),
             spin: if index == HIPRIO_QUEUE { Spin::never() } else { Spin::default() },
+            tact: Tact::default(),
         };
         let thread = thread::Builder::new().name(format!("virtiofs-q{index}")).spawn(move || {
             worker.run();
@@ -156,10 +159,25 @@ impl Worker {
         scratch: &mut Scratch,
     ) -> Result<bool, RingError> {
         self.available.disarm(memory)?;
+        let served = self.serve_waiting(memory, request, scratch);
+        self.tell();
+        Ok(served? && self.available.arm(memory)?)
+    }
+
+    /// As [`Worker::serve`]; false if the queue is to rest although requests wait.
+    fn serve_waiting(
+        &mut self,
+        memory: &mut Arc<Memory>,
+        request: &mut Request,
+        scratch: &mut Scratch,
+    ) -> Result<bool, RingError> {
         loop {
             self.memory.refresh(memory);
             let popped = self.available.pop(memory, &mut request.0)?;
             scratch.finish();
+            if popped != Popped::Request || request.0.room().max(request.0.unread()) >= LONG {
+                self.tell();
+            }
             match popped {
                 Popped::Nothing if self.spin.look(|| self.available.waits(memory))? => {}
                 Popped::Nothing => break,
@@ -176,7 +194,11 @@ impl Worker {
                     None => match self.server.handle(request, scratch, false) {
                         Outcome::Done(len) => {
                             let len = request.finish(&self.server, len);
-                            self.completer.complete(request.0.head(), len);
+                            self.completer.put(request.0.head(), len);
+                            // A broken ring is found out by the next pop.
+                            if self.tact.completed(self.available.waits(memory).unwrap_or(false)) {
+                                self.completer.tell();
+                            }
                         }
                         Outcome::Later(pending) => park(&self.parking, &self.server, std::mem::take(request), pending),
                         Outcome::WouldBlock => self.offload(std::mem::take(request), scratch, None),
@@ -193,7 +215,14 @@ impl Worker {
                 break;
             }
         }
-        self.available.arm(memory)
+        Ok(true)
+    }
+
+    /// Tells the driver what it was not told yet.
+    fn tell(&mut self) {
+        if self.tact.flush() {
+            self.completer.tell();
+        }
     }
 
     /// Whether another processor is to have this request, since it is long and others wait behind it. What has much room for its reply
