@@ -61,6 +61,10 @@ posix: ## Try hundreds of POSIX promises on any mount: make posix DIR=/mnt/share
 conformance: $(VENV)/tools guests ## Suites of others against a local disk, into docs/conformance.md (PJDFSTEST=DIR XFSTESTS=DIR; root)
 	$(BIN)/python -m tests.conformance $(if $(PJDFSTEST),--pjdfstest $(PJDFSTEST)) $(if $(XFSTESTS),--xfstests $(XFSTESTS)) $(CONFORMANCE)
 
+.PHONY: coherence
+coherence: ## Look for a stale answer among a million of guests that change files together
+	VIRTIOFS_OPERATIONS=$${VIRTIOFS_OPERATIONS:-1000000} cargo test --release -p virtiofs-device --test coherence -- --nocapture
+
 .PHONY: bench
 bench: $(VENV)/tools ## Benchmarks of the Python side; those of the Rust side are in benches/README.md
 	$(BIN)/python -m pytest --benchmark-enable --benchmark-only benches/python $(PYTEST)

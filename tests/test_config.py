@@ -45,6 +45,8 @@ def test_every_key(tmp_path: Path) -> None:
         slow_threads = 5
         dax_window = "64M"
         cache = "always"
+        version_slots = 128
+        coherence_dir = "c"
         attr_timeout = 7
         negative_timeout = 0.5
         read_only = true
@@ -86,6 +88,8 @@ def test_every_key(tmp_path: Path) -> None:
             slow_threads=5,
             dax_window="64M",
             cache=ALWAYS.replace(attr_timeout=7.0, negative_timeout=0.5),
+            version_slots=128,
+            coherence_dir=str(tmp_path / "c"),
             read_only=True,
             writeback=True,
             xattr=True,

@@ -3,7 +3,7 @@
 import warnings
 
 from . import _core
-from ._core import GuestMemory, __version__
+from ._core import GuestMemory, VersionTable, __version__
 from .cache import ALWAYS, AUTO, METADATA, NONE, Cache
 from .config import Config, Share
 from .device import Device, Queue
@@ -40,6 +40,7 @@ __all__ = [
     "StateError",
     "Statfs",
     "Stats",
+    "VersionTable",
     "VirtiofsError",
     "__version__",
     "mount",

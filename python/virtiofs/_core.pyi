@@ -1,5 +1,6 @@
 from collections.abc import Callable, Sequence
 from os import PathLike
+from pathlib import Path
 from typing import Final, Literal, Self, TypeAlias, TypedDict, final
 
 from typing_extensions import Buffer, disjoint_base
@@ -205,6 +206,7 @@ class HostDir:
         announce_submounts: bool,
         node_descriptors: int,
         dax: int | None,
+        versions: VersionTable | None = None,
     ) -> Self: ...
 
 @final
@@ -304,6 +306,7 @@ class Guest:
         init_flags: int | None = None,
         dax: bool = False,
         whole_pages: bool = False,
+        versions: VersionTable | None = None,
     ) -> Self: ...
     @property
     def window_size(self) -> int: ...
@@ -435,3 +438,17 @@ class Client:
     def copy_file_range(
         self, node: int, handle: int, offset: int, to_node: int, to_handle: int, to_offset: int, length: int
     ) -> int: ...
+
+@final
+class VersionTable:
+    def __new__(cls, slots: int | None = None, *, directory: _Path | None = None) -> Self: ...
+    @property
+    def slots(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def path(self) -> Path | None: ...
+    def fileno(self) -> int: ...
+    def changed(self, device: int, inode: int) -> None: ...
+    def watch(self, directory: _Path) -> None: ...
+    def all_changed(self) -> None: ...

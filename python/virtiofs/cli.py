@@ -136,6 +136,13 @@ def _share_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--timeout", metavar="SECONDS", type=float, help="all three at once")
     group.add_argument("--writeback", action=switch, default=False, help="let the guest collect writes (no)")
 
+    group.add_argument(
+        "--version-slots", metavar="N", type=int, help="slots of the version table, a power of two (65536 if there is one)"
+    )
+    group.add_argument(
+        "--coherence-dir", metavar="DIR", help="share the version table with all daemons that name this directory"
+    )
+
     group = parser.add_argument_group("directory")
     group.add_argument(
         "--thread-pool-size", metavar="N", type=int, default=0, help="threads for requests that wait for a disk (16)"
@@ -317,6 +324,8 @@ def _share(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "slow_threads": arguments.thread_pool_size or 16,
         "cache": _timed(cache.mode(arguments.cache), arguments),
+        "version_slots": arguments.version_slots,
+        "coherence_dir": arguments.coherence_dir,
         "read_only": arguments.readonly,
         "writeback": arguments.writeback,
         "xattr": arguments.xattr,

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Final, Literal, cast
 
+from . import _core
+from ._core import VersionTable
 from .cache import AUTO, Cache
 from .errors import ConfigError, hinted, one_line
 from .passthrough import Passthrough
@@ -39,6 +41,9 @@ class Share:
         slow_threads: Threads for requests that have to wait for a disk, at most.
         dax_window: Size of the DAX window, as in 1G; 0 for none.
         cache: What guests may keep.
+        version_slots: Slots of the version table; None takes the default where there is a `coherence_dir`, and no table
+            otherwise.
+        coherence_dir: The version table is shared with all shares and daemons that name this directory.
         read_only: Refuse every change with EROFS.
         writeback: Let guests collect writes and send them later.
         xattr: Serve extended attributes.
@@ -72,6 +77,8 @@ class Share:
     slow_threads: int = 16
     dax_window: str = "0"
     cache: Cache = AUTO
+    version_slots: int | None = None
+    coherence_dir: str | None = None
     read_only: bool = False
     writeback: bool = False
     xattr: bool = False
@@ -89,6 +96,27 @@ class Share:
     dax: str = "64K"
     origin: str | None = field(default=None, compare=False, repr=False)
 
+    def version_table(self) -> VersionTable | None:
+        """Returns the version table that is asked for, or None.
+
+        Raises:
+            ConfigError: There is no such table.
+            OSError: The directory cannot be used.
+        """
+        if self.version_slots is None and self.coherence_dir is None:
+            return None
+        try:
+            table = VersionTable(self.version_slots, directory=self.coherence_dir)
+        except ValueError as error:
+            raise ConfigError(f"version_slots: {error}") from None
+        if self.directory is not None:
+            try:
+                table.watch(self.directory)
+            except OSError as error:
+                why = "changes by programs on the host do not move the version table (CAP_SYS_ADMIN, CAP_DAC_READ_SEARCH)"
+                _core.log("warn", f"{why}: {error}")
+        return table
+
     def filesystem(self) -> Passthrough:
         """Returns the file system that is shared.
 
@@ -101,9 +129,11 @@ class Share:
             if self.directory is None:
                 raise hinted(ConfigError("which directory is to be shared?"), "name an existing one")
             settings = {name: getattr(self, name) for name in SETTINGS}
+            if (table := self.version_table()) is not None:
+                settings["version_table"] = table
             return _made(make, self.fs, self.directory, self.cache, **settings, **self.arguments)
         default = Share()
-        for name in ("directory", "cache", *SETTINGS):
+        for name in ("directory", "cache", "version_slots", "coherence_dir", *SETTINGS):
             if getattr(self, name) != getattr(default, name):
                 raise hinted(
                     ConfigError(f"{self.fs} shares no directory of this host and takes no {name}"),

@@ -18,7 +18,7 @@ TIMEOUTS: Final = ("attr_timeout", "entry_timeout", "negative_timeout")
 _Where = tuple[str | int, ...]
 """The way to a value: keys, and positions in arrays of tables."""
 
-_PATHS: Final = ("directory", "socket")
+_PATHS: Final = ("directory", "socket", "coherence_dir")
 """What is relative to the folder of the file."""
 
 _NOT_KEYS: Final = ("fd", "origin")

@@ -60,6 +60,8 @@ class Passthrough:
             held by file handle, where the host allows it (CAP_DAC_READ_SEARCH). None takes half the limit of open files,
             0 is no limit.
         killpriv_v2: Clear setuid and setgid at writes and truncations, so that the guest need not ask before each write.
+        version_table: Where the share tells of every change, for those who remember what they were told: see
+            ``docs/version-table.md``. Several shares, and several daemons, may have one.
         ownership: Who owns what a guest creates: `caller` insists on the user and group in the guest, which takes privileges;
             `auto` takes the user of this process where it lacks them.
         dax: Which files guests map where the device has a DAX window: those of at least so many bytes (a number, or text
@@ -90,6 +92,7 @@ class Passthrough:
         posix_lock: bool = True,
         flock: bool = True,
         node_descriptors: int | None = None,
+        version_table: _core.VersionTable | None = None,
         ownership: Literal["auto", "caller"] = "auto",
         dax: int | str = SMALL,
     ) -> None:
@@ -123,6 +126,7 @@ class Passthrough:
                 ConfigError(f"node_descriptors: {node_descriptors} is no number of descriptors"), "take 0 or more"
             )
         self.node_descriptors: Final = node_descriptors
+        self.version_table: Final = version_table
         self.ownership: Final = ownership
         self.dax: Final = files(dax)
 
@@ -177,6 +181,7 @@ class Passthrough:
             announce_submounts=self.announce_submounts,
             node_descriptors=descriptors,
             dax=self.dax,
+            versions=self.version_table,
         )
 
 

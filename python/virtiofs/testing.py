@@ -48,6 +48,7 @@ class Guest(_core.Guest):
         init_flags: Features of FUSE to offer; None for those of Linux.
         dax: Use the DAX window of a device that has one; a file system gets one of 64 MiB.
         whole_pages: Map as QEMU 11.1 does: nothing that lies behind the end of a file, and no file that may not be written.
+        versions: The version table of the share: names, absent names and attributes are kept for exactly as long as it says.
 
     Raises:
         OSError: Nobody listens, or the server went away.

@@ -129,7 +129,7 @@ impl File {
     /// Attributes by the handle: works after the file lost its last name.
     pub fn stat(&self) -> Result<Attr> {
         let fh = self.open.map(|open| open.fh).filter(|_| !self.directory);
-        Ok(self.guest().client().getattr(self.nodeid(), fh)?.attr)
+        self.guest().attributes(&self.pin, fh)
     }
 
     /// ftruncate(2).

@@ -68,7 +68,8 @@ impl Guest {
     }
 
     fn with(client: Client) -> Guest {
-        let nodes = Mutex::new(Nodes::new(client.options().cached_names.max(1)));
+        let options = client.options();
+        let nodes = Mutex::new(Nodes::new(options.cached_names.max(1), options.versions.clone()));
         Guest { inner: Arc::new(Inner { client, nodes, umask: 0o022, lacks: Default::default() }) }
     }
 
@@ -134,17 +135,18 @@ impl Guest {
         let (parent, name) = self.parent(path)?;
         let mode = self.masked(mode & 0o7777) | libc::S_IFREG;
         let umask = self.inner.umask;
+        let noted = self.note(parent.nodeid);
         if !self.lacks(Lack::Create) {
             match self.client().create_file(parent.nodeid, &name, flags as u32, mode, umask) {
                 Ok((entry, open)) => {
-                    return Ok(File::new(self.entered(&parent, &name, &entry)?, Some(open), flags));
+                    return Ok(File::new(self.entered(&parent, &name, &entry, noted)?, Some(open), flags));
                 }
                 Err(Error::Errno(libc::ENOSYS)) => self.set_lacks(Lack::Create),
                 Err(error) => return Err(error),
             }
         }
         let entry = self.client().mknod(parent.nodeid, &name, mode, 0, umask)?;
-        File::open(self.entered(&parent, &name, &entry)?, flags)
+        File::open(self.entered(&parent, &name, &entry, noted)?, flags)
     }
 
     /// The names of a directory, without `.` and `..`, as the server orders them.
@@ -164,6 +166,7 @@ impl Guest {
         loop {
             let offset = entries.last().map_or(0, |entry| entry.off);
             let size = LISTING.min(self.client().session().max_io);
+            let noted = self.note(handle.nodeid());
             let batch = match plus {
                 true => self.client().readdirplus(handle.nodeid(), handle.fh(), offset, size)?,
                 false => self.client().readdir(handle.nodeid(), handle.fh(), offset, size)?,
@@ -173,7 +176,7 @@ impl Guest {
             }
             for found in &batch {
                 if let Some(entry) = found.entry.filter(|e| e.nodeid != 0 && !dots(&found.name)) {
-                    self.entered(&handle.pin, &found.name, &entry)?;
+                    self.entered(&handle.pin, &found.name, &entry, noted)?;
                 }
             }
             entries.extend(batch);
@@ -205,14 +208,19 @@ impl Guest {
 
     /// Attributes of what a path means, symlinks followed.
     pub fn stat(&self, path: impl AsRef<Path>) -> Result<Attr> {
-        let pin = self.resolve(path.as_ref(), true)?;
-        Ok(self.client().getattr(pin.nodeid, None)?.attr)
+        self.attributes_of(path.as_ref(), true)
     }
 
     /// Attributes, of a symlink itself.
     pub fn lstat(&self, path: impl AsRef<Path>) -> Result<Attr> {
-        let pin = self.resolve(path.as_ref(), false)?;
-        Ok(self.client().getattr(pin.nodeid, None)?.attr)
+        self.attributes_of(path.as_ref(), false)
+    }
+
+    fn attributes_of(&self, path: &Path, follow: bool) -> Result<Attr> {
+        if let Some(known) = self.inner.nodes.lock().walk(path.as_os_str().as_bytes(), follow) {
+            return known;
+        }
+        self.attributes(&self.resolve(path, follow)?, None)
     }
 
     /// Whether a path leads anywhere.
@@ -227,8 +235,9 @@ impl Guest {
     /// Makes a directory, less the usual umask.
     pub fn mkdir(&self, path: impl AsRef<Path>, mode: u32) -> Result<()> {
         let (parent, name) = self.parent(path.as_ref())?;
+        let noted = self.note(parent.nodeid);
         let entry = self.client().mkdir(parent.nodeid, &name, self.masked(mode), self.inner.umask)?;
-        self.entered(&parent, &name, &entry).map(drop)
+        self.entered(&parent, &name, &entry, noted).map(drop)
     }
 
     /// Makes a directory and all that lead to it; those that are there already are fine.
@@ -247,8 +256,9 @@ impl Guest {
     /// Makes a file, FIFO, socket or device node; `mode` has its type, `rdev` is in the kernel's 32-bit encoding.
     pub fn mknod(&self, path: impl AsRef<Path>, mode: u32, rdev: u32) -> Result<()> {
         let (parent, name) = self.parent(path.as_ref())?;
+        let noted = self.note(parent.nodeid);
         let entry = self.client().mknod(parent.nodeid, &name, self.masked(mode), rdev, self.inner.umask)?;
-        self.entered(&parent, &name, &entry).map(drop)
+        self.entered(&parent, &name, &entry, noted).map(drop)
     }
 
     /// Removes a name that is no directory.
@@ -307,8 +317,9 @@ impl Guest {
     pub fn link(&self, from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<()> {
         let pin = self.resolve(from.as_ref(), false)?;
         let (parent, name) = self.parent(to.as_ref())?;
+        let noted = self.note(parent.nodeid);
         let entry = self.client().link(pin.nodeid, parent.nodeid, &name)?;
-        let again = self.entered(&parent, &name, &entry)?;
+        let again = self.entered(&parent, &name, &entry, noted)?;
         if again.nodeid != pin.nodeid {
             return Err(Error::Protocol(format!("LINK of node {} answers node {}", pin.nodeid, again.nodeid)));
         }
@@ -318,8 +329,9 @@ impl Guest {
     /// Makes a symlink at `path`.
     pub fn symlink(&self, target: impl AsRef<Path>, path: impl AsRef<Path>) -> Result<()> {
         let (parent, name) = self.parent(path.as_ref())?;
+        let noted = self.note(parent.nodeid);
         let entry = self.client().symlink(parent.nodeid, &name, target.as_ref().as_os_str().as_bytes())?;
-        self.entered(&parent, &name, &entry).map(drop)
+        self.entered(&parent, &name, &entry, noted).map(drop)
     }
 
     /// Target of a symlink.

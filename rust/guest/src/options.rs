@@ -1,7 +1,9 @@
 //! What kind of guest to be.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use virtiofs_coherence::View;
 use virtiofs_fuse::wire::{KERNEL_MINOR_VERSION, init};
 
 /// How a request is cut into descriptors. A device must not care (virtio 1.3, 2.6.4).
@@ -104,6 +106,9 @@ pub struct Options {
     pub pid: u32,
     /// Names kept in the cache of [`Guest`](crate::Guest) before it forgets.
     pub cached_names: usize,
+    /// The version table of the share. Names, absent names and attributes are then kept for exactly as long as their counters stand,
+    /// whatever the server says of time.
+    pub versions: Option<Arc<View>>,
 }
 
 impl Default for Options {
@@ -135,6 +140,7 @@ impl Default for Options {
             gid: rustix::process::getegid().as_raw(),
             pid: rustix::process::getpid().as_raw_nonzero().get() as u32,
             cached_names: 4096,
+            versions: None,
         }
     }
 }

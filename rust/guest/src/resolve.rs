@@ -4,9 +4,9 @@ use std::collections::VecDeque;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use virtiofs_fuse::wire::{EntryOut, ROOT_ID};
+use virtiofs_fuse::wire::{Attr, EntryOut, ROOT_ID};
 
-use crate::nodes::Forget;
+use crate::nodes::{Forget, Leads, Noted};
 use crate::{Error, Guest, Result};
 
 /// Symlinks followed in one path at most, as in Linux.
@@ -68,13 +68,17 @@ impl Guest {
 
     pub(crate) fn step(&self, parent: &Pin, name: &[u8]) -> Result<(Pin, u32)> {
         let cached = self.inner.nodes.lock().cached(parent.nodeid, name);
-        if let Some((nodeid, mode)) = cached {
-            return Ok((Pin { guest: self.clone(), nodeid }, mode));
+        match cached {
+            Some(Leads::To(nodeid, mode)) => return Ok((Pin { guest: self.clone(), nodeid }, mode)),
+            Some(Leads::Nowhere) => return Err(Error::Errno(libc::ENOENT)),
+            None => {}
         }
+        let noted = self.note(parent.nodeid);
         match self.client().lookup(parent.nodeid, name) {
-            Ok(entry) if entry.nodeid != 0 => Ok((self.entered(parent, name, &entry)?, entry.attr.mode)),
+            Ok(entry) if entry.nodeid != 0 => Ok((self.entered(parent, name, &entry, noted)?, entry.attr.mode)),
             Ok(_) | Err(Error::Errno(libc::ENOENT)) => {
-                self.name_gone(parent, name);
+                let gone = self.inner.nodes.lock().absent(parent.nodeid, name, noted);
+                self.give_back(gone);
                 Err(Error::Errno(libc::ENOENT))
             }
             Err(error) => Err(error),
@@ -89,11 +93,30 @@ impl Guest {
         Ok((self.resolve(std::ffi::OsStr::from_bytes(&directory).as_ref(), true)?, name))
     }
 
-    pub(crate) fn entered(&self, parent: &Pin, name: &[u8], entry: &EntryOut) -> Result<Pin> {
+    /// Before a question about a node.
+    pub(crate) fn note(&self, nodeid: u64) -> Noted {
+        self.inner.nodes.lock().note(nodeid)
+    }
+
+    /// Attributes of a node: remembered ones while they hold.
+    pub(crate) fn attributes(&self, pin: &Pin, fh: Option<u64>) -> Result<Attr> {
+        let (known, noted) = {
+            let nodes = self.inner.nodes.lock();
+            (nodes.attributes(pin.nodeid), nodes.note(pin.nodeid))
+        };
+        if let Some(attr) = known {
+            return Ok(attr);
+        }
+        let attr = self.client().getattr(pin.nodeid, fh)?.attr;
+        self.inner.nodes.lock().told(pin.nodeid, attr, noted);
+        Ok(attr)
+    }
+
+    pub(crate) fn entered(&self, parent: &Pin, name: &[u8], entry: &EntryOut, noted: Noted) -> Result<Pin> {
         if entry.nodeid == 0 || entry.nodeid == ROOT_ID {
             return Err(Error::Protocol(format!("node id {} for {:?}", entry.nodeid, String::from_utf8_lossy(name))));
         }
-        let gone = self.inner.nodes.lock().entered(parent.nodeid, name, entry);
+        let gone = self.inner.nodes.lock().entered(parent.nodeid, name, entry, noted);
         self.give_back(gone);
         Ok(Pin { guest: self.clone(), nodeid: entry.nodeid })
     }

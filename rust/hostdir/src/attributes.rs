@@ -45,6 +45,7 @@ impl HostDir {
     pub(crate) fn op_setattr(&self, node: u64, args: &SetattrIn) -> Result<AttrOut> {
         let inode = self.inodes.get(node)?;
         inode.must_be_writable()?;
+        let _change = self.changing(&inode);
         let has = |bit: u32| args.valid & bit != 0;
         let handle = if has(fattr::FH) { Some(self.files.get(args.fh)?) } else { None };
         if has(fattr::UID | fattr::GID) {

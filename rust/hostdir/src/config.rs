@@ -1,8 +1,10 @@
 //! What a share may do, as plain numbers.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
+use virtiofs_coherence::Table;
 use virtiofs_fuse::wire::{AttrOut, EntryOut};
 
 use crate::xattrmap::NameRule;
@@ -70,4 +72,6 @@ pub struct Config {
     pub node_descriptors: usize,
     /// Tell the guest where another host file system begins, if it negotiated `SUBMOUNTS`.
     pub announce_submounts: bool,
+    /// Counters that move with every change, for whoever remembers what guests were told. Node ids carry their slots then.
+    pub versions: Option<Arc<Table>>,
 }

@@ -5,14 +5,13 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
-use rustix::io::Errno;
 use virtiofs_fuse::wire::{EntryOut, OpenOut};
 use virtiofs_fuse::{Context, Creation, Error, Result};
 
 use crate::HostDir;
 use crate::attributes::losing_suid;
 use crate::credentials::{Caller, Rights};
-use crate::error::{Lift, STALE, answer, errno};
+use crate::error::{Lift, STALE, errno};
 use crate::hostdir::component;
 use crate::inodes::Inode;
 use crate::pins::PinFd;
@@ -41,13 +40,14 @@ impl HostDir {
         let host_flags = self.host_flags(&dir, flags)?;
         for _ in 0..ROUNDS {
             let fresh = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
-            match self.create_file(cx, &dir, name, fresh, host_flags & !libc::O_TRUNC, mode, new) {
+            let mut change = self.changing(&dir);
+            match change.of(self.create_file(cx, &dir, name, fresh, host_flags & !libc::O_TRUNC, mode, new)) {
                 Ok(fd) => {
                     let undo = || _ = dir.fd().map(|dir| rustix::fs::unlinkat(dir, name, AtFlags::empty()));
                     return self.enter_created(&dir, name, fd, host_flags, new, undo);
                 }
-                Err(Errno::EXIST) if flags as i32 & libc::O_EXCL == 0 => {}
-                Err(error) => return Err(answer(error)),
+                Err(Error::Errno(libc::EEXIST)) if flags as i32 & libc::O_EXCL == 0 => {}
+                Err(error) => return Err(error),
             }
             match self.open_existing(cx, &dir, name, flags, kill_suidgid) {
                 Err(Error::Errno(libc::ENOENT)) => {}
@@ -69,6 +69,7 @@ impl HostDir {
         let open = || {
             inode.must_be_regular().map_err(|_| STALE)?;
             let host_flags = self.host_flags(&inode, flags)?;
+            let _change = (host_flags & libc::O_TRUNC != 0).then(|| self.changing(&inode));
             let caller = Caller::assume(cx, None, Rights::Plain)?;
             let _guard = if kill_suidgid && caller.is_oneself() { losing_suid(&inode)? } else { None };
             let (fd, host_flags) = self.open_inode(&inode, host_flags, flags).map_err(|error| match error {
@@ -98,7 +99,7 @@ impl HostDir {
         let host_flags = self.host_flags(&dir, flags)? & !libc::O_TRUNC;
         // O_EXCL says that the file may never get a name.
         let nameless = OFlags::TMPFILE | OFlags::from_bits_retain(flags) & OFlags::EXCL;
-        let fd = self.create_file(cx, &dir, c".", nameless, host_flags, mode, new).map_err(answer)?;
+        let fd = self.create_file(cx, &dir, c".", nameless, host_flags, mode, new)?;
         self.enter_created(&dir, c"", fd, host_flags, new, || {})
     }
 
@@ -112,13 +113,12 @@ impl HostDir {
         host_flags: i32,
         mode: u32,
         new: &Creation<'_>,
-    ) -> rustix::io::Result<OwnedFd> {
-        let raw = |error: Error| Errno::from_raw_os_error(error.to_wire());
-        let dir = dir.fd().map_err(raw)?;
-        let _caller = Caller::creates(cx, new).map_err(raw)?;
+    ) -> Result<OwnedFd> {
+        let dir = dir.fd()?;
+        let _caller = Caller::creates(cx, new)?;
         let flags = OFlags::from_bits_retain(host_flags as u32) | how | OFlags::CLOEXEC;
         let mode = Mode::from_raw_mode(mode & 0o7777);
-        rustix::io::retry_on_intr(|| rustix::fs::openat(&dir, name, flags, mode))
+        rustix::io::retry_on_intr(|| rustix::fs::openat(&dir, name, flags, mode)).lift()
     }
 
     /// The node and the handle of a file that this call made. The descriptor that pins the node is a second one, O_PATH: the open one would
@@ -199,9 +199,10 @@ impl HostDir {
     ) -> Result<EntryOut> {
         let dir: Arc<Inode> = self.writable_directory(parent)?;
         let name = component(name)?;
+        let mut change = self.changing(&dir);
         {
             let _caller = Caller::creates(cx, new)?;
-            create(&dir.fd()?, name).lift()?;
+            change.of(create(&dir.fd()?, name).lift())?;
         }
         let (inode, status) = self.enter(&dir, name, undo.contains(AtFlags::REMOVEDIR))?;
         if let Some((label, value)) = new.security

@@ -64,7 +64,7 @@ impl HostDir {
         let effects = Arc::new(effects);
         let root = NewInode::new(Hold::Fd(fd), &status, Arc::clone(&effects), false, false);
         Ok(HostDir {
-            inodes: Inodes::new(root, &status, config.node_descriptors),
+            inodes: Inodes::new(root, &status, config.node_descriptors, config.versions.clone()),
             names: NameMap::new(config.xattr_names.clone()),
             config,
             files: Handles::new(),

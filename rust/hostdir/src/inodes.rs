@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use hashbrown::hash_table::Entry;
+use virtiofs_coherence::Table;
 use virtiofs_fuse::Result;
 use virtiofs_fuse::wire::ROOT_ID;
 
@@ -32,6 +33,8 @@ pub(crate) struct Key {
 pub(crate) struct Inode {
     pub(crate) id: u64,
     pub(crate) key: Key,
+    /// Of the version table; 0 without one.
+    pub(crate) slot: u64,
     pub(crate) effects: Arc<Effects>,
     /// Lookups that the guest did not take back. Once 0 it stays 0, and the node is on its way out of the table.
     nlookup: AtomicU64,
@@ -179,13 +182,18 @@ pub(crate) struct Inodes {
     by_id: Shards<Arc<Inode>>,
     by_key: Shards<Arc<Inode>>,
     next: AtomicU64,
+    versions: Option<Arc<Table>>,
 }
 
 impl Inodes {
     /// A table with the root alone. Nodes get `descriptors` of them at most, as far as the host allows; 0 is no limit.
-    pub(crate) fn new(root: NewInode, status: &Status, descriptors: usize) -> Inodes {
+    pub(crate) fn new(root: NewInode, status: &Status, descriptors: usize, versions: Option<Arc<Table>>) -> Inodes {
         let pins = Arc::new(Pins::new(descriptors));
-        let root = Arc::new(make(ROOT_ID, status.key(), root, &pins));
+        let slot = slot(versions.as_deref(), status.key());
+        if let Some(table) = &versions {
+            table.mark_root(slot);
+        }
+        let root = Arc::new(make(ROOT_ID, slot, status.key(), root, &pins));
         pins.meet(root.key.mount, &root.pin);
         Inodes {
             seed: Seed::new(),
@@ -194,6 +202,7 @@ impl Inodes {
             by_id: Shards::new(),
             by_key: Shards::new(),
             next: AtomicU64::new(ROOT_ID + 1),
+            versions,
         }
     }
 
@@ -323,16 +332,19 @@ impl Inodes {
     }
 
     fn enter_new(&self, key: Key, new: NewInode) -> Arc<Inode> {
-        let inode = Arc::new(make(self.assign_id(key), key, new, &self.pins));
+        let (id, slot) = self.assign_id(key);
+        let inode = Arc::new(make(id, slot, key, new, &self.pins));
         let hash = self.seed.hash([inode.id]);
         self.by_id.write(hash).insert_unique(hash, Arc::clone(&inode), |inode| self.seed.hash([inode.id]));
         inode
     }
 
-    /// A node id that was never given before, so that every node is of generation 0 for ever. The one place that decides what a node
-    /// id looks like; its low bits may come to carry a slot that follows from the key.
-    fn assign_id(&self, _key: Key) -> u64 {
-        self.next.fetch_add(1, Ordering::Relaxed)
+    /// A node id that was never given before, so that every node is of generation 0 for ever, and its slot: the low bits, with a
+    /// version table. The one place that decides what a node id looks like.
+    fn assign_id(&self, key: Key) -> (u64, u64) {
+        let next = self.next.fetch_add(1, Ordering::Relaxed);
+        let slot = slot(self.versions.as_deref(), key);
+        (next * self.versions.as_ref().map_or(1, |table| table.slots()) + slot, slot)
     }
 
     /// Takes `nlookup` lookups of a node back. Unknown ids are ignored: FORGET has no answer.
@@ -380,7 +392,11 @@ impl Inodes {
     }
 }
 
-fn make(id: u64, key: Key, new: NewInode, pins: &Arc<Pins>) -> Inode {
+fn slot(versions: Option<&Table>, key: Key) -> u64 {
+    versions.map_or(0, |table| table.slot(key.device, key.ino))
+}
+
+fn make(id: u64, slot: u64, key: Key, new: NewInode, pins: &Arc<Pins>) -> Inode {
     let NewInode { hold, kind, submount, foreign, effects, .. } = new;
     let kind = kind & libc::S_IFMT as u16;
     let (pin, pins) = (Pin::new(hold), Arc::clone(pins));
@@ -388,6 +404,7 @@ fn make(id: u64, key: Key, new: NewInode, pins: &Arc<Pins>) -> Inode {
     Inode {
         id,
         key,
+        slot,
         effects,
         nlookup: AtomicU64::new(1),
         pin,

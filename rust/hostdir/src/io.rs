@@ -51,6 +51,7 @@ impl HostDir {
 
     pub(crate) fn op_write(&self, args: &WriteIn, data: Segments<'_>) -> Result<usize> {
         let handle = self.files.get(args.fh)?;
+        let _change = self.changing(&handle.inode);
         let from_cache = args.write_flags & bits::WRITE_CACHE != 0;
         let fd = if from_cache && handle.direct { self.buffered(&handle)? } else { handle.fd() };
         self.drop_capability(&handle.inode)?;
@@ -108,6 +109,7 @@ impl HostDir {
 
     pub(crate) fn op_fallocate(&self, cx: &Context, args: &FallocateIn) -> Result<()> {
         let handle = self.files.get(args.fh)?;
+        let _change = self.changing(&handle.inode);
         let _guard = if is_privileged(cx) { None } else { losing_suid(&handle.inode)? };
         self.drop_capability(&handle.inode)?;
         let mode = FallocateFlags::from_bits_retain(args.mode);
@@ -130,6 +132,7 @@ impl HostDir {
         if args.flags != 0 {
             return errno(libc::EINVAL);
         }
+        let _change = self.changing(&to.inode);
         self.drop_capability(&to.inode)?;
         let _guard = if is_privileged(cx) { None } else { losing_suid(&to.inode)? };
         let (mut off_in, mut off_out) = (args.off_in, args.off_out);

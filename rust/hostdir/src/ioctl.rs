@@ -30,12 +30,14 @@ impl HostDir {
             if sets {
                 handle.inode.must_be_writable()?;
             }
+            let _change = sets.then(|| self.changing(&handle.inode));
             sys::ioctl(handle.fd(), request, &mut block)
         } else {
             let handle = self.files.get(args.fh)?;
             if sets {
                 handle.inode.must_be_writable()?;
             }
+            let _change = sets.then(|| self.changing(&handle.inode));
             sys::ioctl(handle.fd(), request, &mut block)
         };
         let result = result.lift()?;

@@ -29,6 +29,7 @@
 //! | FLUSH | fcntl(F_DUPFD), close if the handle may write |
 
 mod attributes;
+mod changes;
 mod config;
 mod create;
 mod credentials;

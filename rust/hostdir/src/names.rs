@@ -18,7 +18,8 @@ impl HostDir {
         let dir = self.writable_directory(parent)?;
         let name = component(name)?;
         self.hold_on(&dir, name);
-        rustix::fs::unlinkat(dir.fd()?, name, flags).lift()
+        let renaming = self.renaming([(&dir, name), (&dir, name)])?;
+        renaming.of(rustix::fs::unlinkat(dir.fd()?, name, flags).lift())
     }
 
     pub(crate) fn op_rename(
@@ -43,7 +44,8 @@ impl HostDir {
         let (name, newname) = (component(name)?, component(newname)?);
         self.hold_on(&from, name);
         self.hold_on(&to, newname);
-        rustix::fs::renameat_with(from.fd()?, name, to.fd()?, newname, flags).lift()
+        let renaming = self.renaming([(&from, name), (&to, newname)])?;
+        renaming.of(rustix::fs::renameat_with(from.fd()?, name, to.fd()?, newname, flags).lift())
     }
 
     /// linkat(2) by way of /proc: with AT_EMPTY_PATH it wants CAP_DAC_READ_SEARCH. A magic link ends at the inode itself, so symlinks are
@@ -57,6 +59,7 @@ impl HostDir {
             return Err(STALE);
         }
         let fd = inode.fd()?;
+        let (mut change, mut change_dir) = (self.changing(&inode), self.changing(&dir));
         let linked = rustix::fs::linkat(
             self.proc.dir(),
             DecInt::from_fd(&fd).as_c_str(),
@@ -64,7 +67,7 @@ impl HostDir {
             newname,
             AtFlags::SYMLINK_FOLLOW,
         );
-        match linked.lift().and_then(|()| Status::basic(inode.fd()?)) {
+        match change.of(change_dir.of(linked.lift())).and_then(|()| Status::basic(inode.fd()?)) {
             Ok(status) => Ok(self.entry(&inode, &status)),
             Err(error) => {
                 self.inodes.forget_inode(&inode, 1);

@@ -23,6 +23,7 @@ impl HostDir {
         inode.must_be_regular()?;
         let host_flags = self.host_flags(&inode, flags)?;
         let _guard = if kill_suidgid && host_flags & libc::O_TRUNC != 0 { losing_suid(&inode)? } else { None };
+        let _change = (host_flags & libc::O_TRUNC != 0).then(|| self.changing(&inode));
         let spare = if host_flags == libc::O_RDONLY { inode.take_spare() } else { None };
         let spare = spare.map(|fd| (fd, host_flags));
         let (fd, host_flags) = spare.map_or_else(|| self.open_inode(&inode, host_flags, flags), Ok)?;

@@ -96,6 +96,7 @@ impl HostDir {
     pub(crate) fn op_setxattr(&self, node: u64, name: &CStr, value: &[u8], flags: u32, kill_sgid: bool) -> Result<()> {
         let inode = self.inodes.get(node)?;
         inode.must_be_writable()?;
+        let _change = self.changing(&inode);
         let mut buffer = NAME_BUFFER;
         let name = self.host_name(name, &mut buffer)?;
         self.xattrs(inode.fd()?.as_fd()).set(name, value, flags)?;
@@ -173,6 +174,7 @@ impl HostDir {
     pub(crate) fn op_removexattr(&self, node: u64, name: &CStr) -> Result<()> {
         let inode = self.inodes.get(node)?;
         inode.must_be_writable()?;
+        let _change = self.changing(&inode);
         let mut buffer = NAME_BUFFER;
         let name = self.host_name(name, &mut buffer)?;
         self.xattrs(inode.fd()?.as_fd()).remove(name)

@@ -19,6 +19,7 @@ use crate::device::{Device, Mmio};
 use crate::embedded::{Direct, Vmm};
 use crate::errors;
 use crate::types::{Attr, DirEntry, Statfs};
+use crate::versions::VersionTable;
 
 /// A share that is mounted in this process.
 #[pyclass(frozen, subclass, module = "virtiofs._core")]
@@ -60,7 +61,7 @@ fn seconds(name: &str, value: f64) -> PyResult<Duration> {
 impl Guest {
     #[new]
     #[pyo3(signature = (target, *, timeout=20.0, connect_timeout=0.0, request_queues=1, queue_size=1024, max_pages=256,
-                        uid=None, gid=None, init_flags=None, dax=false, whole_pages=false))]
+                        uid=None, gid=None, init_flags=None, dax=false, whole_pages=false, versions=None))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         py: Python<'_>,
@@ -75,6 +76,7 @@ impl Guest {
         init_flags: Option<u64>,
         dax: bool,
         whole_pages: bool,
+        versions: Option<PyRef<'_, VersionTable>>,
     ) -> PyResult<Guest> {
         let defaults = Options::default();
         let options = Options {
@@ -88,6 +90,7 @@ impl Guest {
             init_flags: init_flags.unwrap_or(defaults.init_flags),
             dax,
             whole_pages,
+            versions: versions.map(|versions| versions.view()).transpose()?,
             ..defaults
         };
         let native = match target {

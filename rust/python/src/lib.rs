@@ -17,6 +17,7 @@ mod mount;
 mod passthrough;
 mod server;
 mod types;
+mod versions;
 
 use pyo3::prelude::*;
 
@@ -43,6 +44,8 @@ mod _core {
     use super::server::Daemon;
     #[pymodule_export]
     use super::types::{Attr, DirEntry, Entry, Open, Statfs};
+    #[pymodule_export]
+    use super::versions::VersionTable;
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

@@ -9,6 +9,8 @@ use pyo3::prelude::*;
 use virtiofs_fuse::FileSystem;
 use virtiofs_hostdir as hostdir;
 
+use crate::versions::VersionTable;
+
 /// Longer than any guest runs. The kernel takes any number of seconds and cuts it to what its clock can count
 /// (`fuse_time_to_jiffies`, `fs/fuse/dir.c`).
 const FOR_EVER: Duration = Duration::from_secs(u32::MAX as u64);
@@ -43,7 +45,8 @@ impl From<NameRule> for hostdir::NameRule {
 impl HostDir {
     #[new]
     #[pyo3(signature = (directory, *, attr_timeout, entry_timeout, negative_timeout, open_flags, dir_open_flags, read_only,
-                        writeback, xattr, xattr_names, posix_acl, allow_direct_io, announce_submounts, node_descriptors, dax))]
+                        writeback, xattr, xattr_names, posix_acl, allow_direct_io, announce_submounts, node_descriptors, dax,
+                        versions=None))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         directory: PathBuf,
@@ -61,6 +64,7 @@ impl HostDir {
         announce_submounts: bool,
         node_descriptors: usize,
         dax: Option<u64>,
+        versions: Option<PyRef<'_, VersionTable>>,
     ) -> PyResult<HostDir> {
         let effects = hostdir::Effects {
             entry_ttl: timeout(entry_timeout)?,
@@ -84,6 +88,7 @@ impl HostDir {
                 allow_direct_io,
                 announce_submounts,
                 node_descriptors,
+                versions: versions.map(|versions| Arc::clone(&versions.table)),
             },
         })
     }

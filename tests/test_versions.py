@@ -1,0 +1,145 @@
+"""The version table: guests that remember without a clock, in one daemon and over several."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.daemon import Start
+from virtiofs import AUTO, ConfigError, Passthrough, Share, VersionTable
+from virtiofs.testing import Guest
+
+LONG = 20.0
+
+
+def test_a_guest_asks_again_exactly_when_something_changed(share: Path) -> None:
+    table = VersionTable()
+    fs = Passthrough(share, AUTO.replace(attr_timeout=0, entry_timeout=0), version_table=table)
+    with Guest(fs, versions=table) as one, Guest(fs, versions=table) as two:
+        assert one.server is not None
+        for _ in range(2):
+            assert one.stat("sub/deep").size == 4
+            assert not one.exists("sub/none")
+        before = one.server.stats().requests
+        for _ in range(100):
+            assert one.stat("sub/deep").size == 4
+            assert not one.exists("sub/none")
+        assert one.server.stats().requests == before
+
+        two.write_file("sub/deep", b"changed by the other")
+        assert one.stat("sub/deep").size == 20
+        two.write_file("sub/none", b"now it is there")
+        assert one.exists("sub/none")
+        two.rename("sub/none", "sub/deep")
+        assert one.stat("sub/deep").size == 15
+        assert not one.exists("sub/none")
+        two.unlink("sub/deep")
+        assert not one.exists("sub/deep")
+
+
+def test_only_what_changed_is_asked_again(share: Path) -> None:
+    table = VersionTable(1 << 20)
+    for number in range(500):
+        (share / f"{number}").write_text("")
+    fs = Passthrough(share, version_table=table)
+    with Guest(fs, versions=table, queue_size=256) as reader, Guest(fs, versions=table) as writer:
+        assert reader.server is not None
+        for _ in range(2):
+            assert all(reader.stat(f"{number}").size == 0 for number in range(500))
+        before = reader.server.stats().requests
+        writer.truncate("77", 9)
+        assert sum(reader.stat(f"{number}").size for number in range(500)) == 9
+        after = reader.server.stats().requests
+        changed = {name: count - before.get(name, 0) for name, count in after.items() if count != before.get(name, 0)}
+        assert changed == {"GETATTR": 1}
+
+
+def test_what_python_changes_is_told_by_python(share: Path) -> None:
+    table = VersionTable()
+    with Guest(Passthrough(share, version_table=table), versions=table) as guest:
+        path = share / "hello"
+        size = guest.stat("hello").size
+        path.write_text("")
+        status = path.stat()
+        table.changed(status.st_dev, status.st_ino)
+        assert (size, guest.stat("hello").size) == (20, 0)
+        path.unlink()
+        table.all_changed()
+        assert not guest.exists("hello")
+
+
+def test_changes_on_the_host_are_noticed(share: Path) -> None:
+    table = VersionTable()
+    try:
+        table.watch(share)
+    except OSError as error:
+        pytest.skip(f"no watcher: {error}")
+    with Guest(Passthrough(share, version_table=table), versions=table) as guest:
+
+        def becomes(path: str, size: int | None) -> None:
+            deadline = time.monotonic() + LONG
+            while (guest.stat(path).size if guest.exists(path) else None) != size:
+                assert time.monotonic() < deadline, f"{path} did not become {size}"
+
+        assert guest.stat("hello").size == guest.stat("hello").size == 20
+        assert not guest.exists("new")
+        os.truncate(share / "hello", 7)
+        becomes("hello", 7)
+        (share / "new").write_text("abc")
+        becomes("new", 3)
+        (share / "hello").rename(share / "new")
+        becomes("new", 7)
+        becomes("hello", None)
+        for name in ("deep", ""):
+            path = share / "sub" / name
+            path.rmdir() if name == "" else path.unlink()
+        becomes("sub/deep", None)
+        becomes("sub", None)
+
+
+def test_daemons_share_a_table_and_outlive_each_other(share: Path, tmp_path: Path, start: Start) -> None:
+    """Two daemons on one directory; the second is killed, in whatever it may have been doing."""
+    shared = tmp_path / "coherence"
+    shared.mkdir(mode=0o700)
+    sockets = [tmp_path / "one", tmp_path / "two"]
+    _, two = [start(share, "--socket", socket, "--coherence-dir", shared) for socket in sockets]
+    table = VersionTable(directory=shared)
+    with Guest(sockets[0], versions=table) as reader:
+        with Guest(sockets[1]) as writer:
+            assert reader.stat("hello").size == reader.stat("hello").size == 20
+            writer.truncate("hello", 5)
+            assert reader.stat("hello").size == 5
+            # As a daemon that dies between the change and the word of it.
+            os.truncate(share / "hello", 3)
+            assert reader.stat("hello").size == 5, "nobody has said anything yet"
+            os.kill(two.pid, signal.SIGKILL)
+            deadline = time.monotonic() + LONG
+            while reader.stat("hello").size != 3:
+                assert time.monotonic() < deadline, "the others did not notice that a daemon died"
+                time.sleep(0.001)
+        assert table.slots == 65536
+
+
+def test_bad_tables(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="a power of two"):
+        VersionTable(1000)
+    with pytest.raises(ConfigError, match="version_slots"):
+        Share(directory=str(tmp_path), version_slots=7).filesystem()
+    VersionTable(128, directory=tmp_path)
+    with pytest.raises(OSError, match="has 128 slots, not 64"):
+        VersionTable(64, directory=tmp_path)
+    (tmp_path / "version-table").write_bytes(b"?" * 5000)
+    with pytest.raises(OSError, match="no version table that can be used"):
+        VersionTable(directory=tmp_path)
+    assert Share(directory=str(tmp_path)).version_table() is None
+
+
+def test_a_table_tells_of_itself(tmp_path: Path) -> None:
+    table = VersionTable(64)
+    assert (table.slots, table.size, table.path, repr(table)) == (64, 4608, None, "VersionTable(64)")
+    assert os.pread(table.fileno(), 8, 0) == b"vfsversn"
+    with pytest.raises(OSError):
+        os.pwrite(table.fileno(), b"x", 0)
+    assert VersionTable(64, directory=tmp_path).path == tmp_path / "version-table"
