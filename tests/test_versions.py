@@ -70,12 +70,17 @@ def test_what_python_changes_is_told_by_python(share: Path) -> None:
         assert not guest.exists("hello")
 
 
-def test_changes_on_the_host_are_noticed(share: Path) -> None:
+@pytest.mark.parametrize("most", [None, 1000, 1])
+def test_changes_on_the_host_are_noticed(share: Path, most: int | None) -> None:
+    """By a watch on the file system, on each inode, and on one inode at a time."""
     table = VersionTable()
-    try:
-        table.watch(share)
-    except OSError as error:
-        pytest.skip(f"no watcher: {error}")
+    if most is not None:
+        table.watch_inodes(most)
+    else:
+        try:
+            table.watch(share)
+        except OSError as error:
+            pytest.skip(f"no watcher: {error}")
     with Guest(Passthrough(share, version_table=table), versions=table) as guest:
 
         def becomes(path: str, size: int | None) -> None:
@@ -100,25 +105,27 @@ def test_changes_on_the_host_are_noticed(share: Path) -> None:
 
 
 def test_daemons_share_a_table_and_outlive_each_other(share: Path, tmp_path: Path, start: Start) -> None:
-    """Two daemons on one directory; the second is killed, in whatever it may have been doing."""
+    """This process is one daemon on the directory; another is killed, in whatever it may have been doing."""
     shared = tmp_path / "coherence"
     shared.mkdir(mode=0o700)
-    sockets = [tmp_path / "one", tmp_path / "two"]
-    _, two = [start(share, "--socket", socket, "--coherence-dir", shared) for socket in sockets]
+    other = start(share, "--socket", tmp_path / "socket", "--coherence-dir", shared)
     table = VersionTable(directory=shared)
-    with Guest(sockets[0], versions=table) as reader:
-        with Guest(sockets[1]) as writer:
+    with Guest(Passthrough(share, version_table=table), versions=table) as reader:
+        with Guest(tmp_path / "socket") as writer:
             assert reader.stat("hello").size == reader.stat("hello").size == 20
             writer.truncate("hello", 5)
             assert reader.stat("hello").size == 5
-            # As a daemon that dies between the change and the word of it.
-            os.truncate(share / "hello", 3)
-            assert reader.stat("hello").size == 5, "nobody has said anything yet"
-            os.kill(two.pid, signal.SIGKILL)
-            deadline = time.monotonic() + LONG
-            while reader.stat("hello").size != 3:
-                assert time.monotonic() < deadline, "the others did not notice that a daemon died"
-                time.sleep(0.001)
+        # As a daemon that dies between a change and the word of it: from here on it says nothing any more.
+        os.kill(other.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, other.pid, os.WSTOPPED)
+        assert reader.stat("hello").size == 5
+        os.truncate(share / "hello", 3)
+        assert reader.stat("hello").size == 5, "nobody has said anything yet"
+        os.kill(other.pid, signal.SIGKILL)
+        deadline = time.monotonic() + LONG
+        while reader.stat("hello").size != 3:
+            assert time.monotonic() < deadline, "the others did not notice that a daemon died"
+            time.sleep(0.001)
         assert table.slots == 65536
 
 

@@ -137,7 +137,10 @@ def _share_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--writeback", action=switch, default=False, help="let the guest collect writes (no)")
 
     group.add_argument(
-        "--version-slots", metavar="N", type=int, help="slots of the version table, a power of two (65536 if there is one)"
+        "--version-slots",
+        metavar="N",
+        type=int,
+        help="slots of the version table, a power of two (65536 if there is one)",
     )
     group.add_argument(
         "--coherence-dir", metavar="DIR", help="share the version table with all daemons that name this directory"

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Final, Literal, cast
 
-from . import _core
 from ._core import VersionTable
 from .cache import AUTO, Cache
 from .errors import ConfigError, hinted, one_line
+from .host import inode_watches
 from .passthrough import Passthrough
 from .server import Server, default_request_queues
 from .xattrmap import XattrMap
@@ -112,9 +112,9 @@ class Share:
         if self.directory is not None:
             try:
                 table.watch(self.directory)
-            except OSError as error:
-                why = "changes by programs on the host do not move the version table (CAP_SYS_ADMIN, CAP_DAC_READ_SEARCH)"
-                _core.log("warn", f"{why}: {error}")
+            except OSError:
+                # Not privileged, or a file system that tells nobody.
+                table.watch_inodes(inode_watches())
         return table
 
     def filesystem(self) -> Passthrough:

@@ -68,3 +68,12 @@ def _nr_open() -> int:
             return int(file.read())
     except (OSError, ValueError):
         return 1 << 20
+
+
+def inode_watches() -> int:
+    """Returns how many inodes one daemon may watch: half of what all programs of its user may (inotify(7))."""
+    try:
+        with open("/proc/sys/fs/inotify/max_user_watches") as limit:
+            return max(1, int(limit.read()) // 2)
+    except (OSError, ValueError):
+        return 4096

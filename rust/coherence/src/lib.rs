@@ -10,6 +10,7 @@
 mod changes;
 mod error;
 mod fanotify;
+mod inodes;
 mod layout;
 mod map;
 mod names;
@@ -21,6 +22,7 @@ mod watcher;
 
 pub use changes::{Changed, Changes};
 pub use error::Error;
+pub use inodes::{InodeWatcher, Watched};
 pub use layout::{DEFAULT_SLOTS, LARGEST, LEAST_SLOTS, MOST_SLOTS, slot_of};
 pub use names::NamesLock;
 pub use protocol::Version;

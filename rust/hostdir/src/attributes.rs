@@ -19,6 +19,9 @@ use crate::sys;
 
 impl HostDir {
     pub(crate) fn op_getattr(&self, node: u64, fh: Option<u64>) -> Result<AttrOut> {
+        if self.config.watcher.is_some() {
+            self.asked(&*self.inodes.get(node)?);
+        }
         let (inode, status) = match fh {
             None => self.inodes.status(node)?,
             Some(fh) => (self.inodes.get(node)?, Status::basic(self.files.get(fh)?.fd())?),
@@ -28,6 +31,7 @@ impl HostDir {
 
     pub(crate) fn op_statx(&self, node: u64, fh: Option<u64>, mask: u32) -> Result<StatxOut> {
         let inode = self.inodes.get(node)?;
+        self.asked(&inode);
         let mask = StatxFlags::from_bits_retain(mask) & (StatxFlags::BASIC_STATS | StatxFlags::BTIME);
         let status = match fh {
             None => Status::of_with(inode.fd()?, mask)?,
@@ -111,6 +115,7 @@ impl HostDir {
 
     pub(crate) fn op_readlink(&self, node: u64, out: &mut Vec<u8>) -> Result<()> {
         let inode = self.inodes.get(node)?;
+        self.asked(&inode);
         if inode.kind() != libc::S_IFLNK {
             return errno(libc::EINVAL);
         }

@@ -5,7 +5,7 @@
 
 use std::ffi::CStr;
 
-use virtiofs_coherence::{NamesLock, Table};
+use virtiofs_coherence::{NamesLock, Table, Watched};
 use virtiofs_fuse::{Error, Result};
 
 use crate::HostDir;
@@ -73,6 +73,14 @@ impl Renaming<'_> {
 }
 
 impl HostDir {
+    /// Somebody asks about an inode, or a directory's entries, and may remember the answer.
+    #[inline]
+    pub(crate) fn asked(&self, inode: &Inode) {
+        if let Some(watcher) = self.config.watcher.as_deref() {
+            watcher.see(|| inode.fd().ok(), inode.slot, inode.watched.get_or_init(Watched::default));
+        }
+    }
+
     /// An inode, or a directory's entries, are about to change.
     #[inline]
     pub(crate) fn changing(&self, inode: &Inode) -> Change<'_> {

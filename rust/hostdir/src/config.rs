@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use virtiofs_coherence::Table;
+use virtiofs_coherence::{InodeWatcher, Table};
 use virtiofs_fuse::wire::{AttrOut, EntryOut};
 
 use crate::xattrmap::NameRule;
@@ -74,4 +74,6 @@ pub struct Config {
     pub announce_submounts: bool,
     /// Counters that move with every change, for whoever remembers what guests were told. Node ids carry their slots then.
     pub versions: Option<Arc<Table>>,
+    /// Watches the inodes that guests ask about, where nobody watches whole file systems. Of the same table.
+    pub watcher: Option<Arc<InodeWatcher>>,
 }

@@ -55,6 +55,7 @@ impl<'a> Record<'a> {
 impl HostDir {
     pub(crate) fn op_readdir(&self, fh: u64, offset: u64, plus: bool, out: &mut DirBuffer) -> Result<()> {
         let handle = self.directories.get(fh)?;
+        self.asked(&handle.inode);
         let mut position = handle.position.lock();
         let position = &mut *position;
         if offset != position.next {

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use hashbrown::hash_table::Entry;
-use virtiofs_coherence::Table;
+use virtiofs_coherence::{Table, Watched};
 use virtiofs_fuse::Result;
 use virtiofs_fuse::wire::ROOT_ID;
 
@@ -35,6 +35,8 @@ pub(crate) struct Inode {
     pub(crate) key: Key,
     /// Of the version table; 0 without one.
     pub(crate) slot: u64,
+    /// Whether an `InodeWatcher` has it.
+    pub(crate) watched: OnceLock<Watched>,
     pub(crate) effects: Arc<Effects>,
     /// Lookups that the guest did not take back. Once 0 it stays 0, and the node is on its way out of the table.
     nlookup: AtomicU64,
@@ -405,6 +407,7 @@ fn make(id: u64, slot: u64, key: Key, new: NewInode, pins: &Arc<Pins>) -> Inode 
         id,
         key,
         slot,
+        watched: OnceLock::new(),
         effects,
         nlookup: AtomicU64::new(1),
         pin,

@@ -25,6 +25,7 @@ impl HostDir {
     /// Reads until the end of the file or of the room: to the guest, less means end of file and may shrink its idea of the size.
     pub(crate) fn op_read(&self, cx: &Context, args: &ReadIn, out: Segments<'_>) -> Result<usize> {
         let handle = self.files.get(args.fh)?;
+        self.asked(&handle.inode);
         let mut nowait = !cx.may_block && !handle.no_nowait.load(Ordering::Relaxed);
         let mut done = 0;
         while let Some(piece) = Piece::at(out, done) {

@@ -20,6 +20,7 @@ impl HostDir {
     pub(crate) fn op_lookup(&self, parent: u64, name: &CStr) -> Result<EntryOut> {
         let dir = self.inodes.get(parent)?;
         let name = component(name)?;
+        self.asked(&dir);
         match self.enter(&dir, name, false) {
             Ok((inode, status)) => Ok(self.entry(&inode, &status)),
             Err(Error::Errno(libc::ENOENT)) if !dir.effects.negative_ttl.is_zero() => Ok(dir.effects.negative_entry()),

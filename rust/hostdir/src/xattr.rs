@@ -134,6 +134,7 @@ impl HostDir {
 
     pub(crate) fn op_getxattr(&self, node: u64, name: &CStr, out: &mut [u8]) -> Result<usize> {
         let inode = self.inodes.get(node)?;
+        self.asked(&inode);
         let mut buffer = NAME_BUFFER;
         let name = self.host_name(name, &mut buffer)?;
         self.xattrs(inode.fd()?.as_fd()).get(name, out)
@@ -141,6 +142,7 @@ impl HostDir {
 
     pub(crate) fn op_listxattr(&self, node: u64, out: &mut [u8]) -> Result<usize> {
         let inode = self.inodes.get(node)?;
+        self.asked(&inode);
         if !self.config.xattr {
             return errno(libc::EOPNOTSUPP);
         }

@@ -88,6 +88,7 @@ impl HostDir {
                 allow_direct_io,
                 announce_submounts,
                 node_descriptors,
+                watcher: versions.as_ref().and_then(|versions| versions.inodes()),
                 versions: versions.map(|versions| Arc::clone(&versions.table)),
             },
         })

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
-use virtiofs_coherence::{DEFAULT_SLOTS, Error, Table, View, Watcher};
+use virtiofs_coherence::{DEFAULT_SLOTS, Error, InodeWatcher, Table, View, Watcher};
 
 /// Counters in shared memory that move with every change of a file. All shares that are given one table tell of their changes there,
 /// and whoever has it sees what changed without asking.
@@ -18,6 +18,7 @@ use virtiofs_coherence::{DEFAULT_SLOTS, Error, Table, View, Watcher};
 pub(crate) struct VersionTable {
     pub(crate) table: Arc<Table>,
     watcher: Mutex<Option<Watcher>>,
+    inodes: Mutex<Option<Arc<InodeWatcher>>>,
 }
 
 fn raised(error: Error) -> PyErr {
@@ -29,6 +30,11 @@ fn raised(error: Error) -> PyErr {
 }
 
 impl VersionTable {
+    /// What watches the inodes that guests ask about, if something does.
+    pub(crate) fn inodes(&self) -> Option<Arc<InodeWatcher>> {
+        self.inodes.lock().clone()
+    }
+
     /// What a guest has of the table.
     pub(crate) fn view(&self) -> PyResult<Arc<View>> {
         View::new(self.table.fd()).map(Arc::new).map_err(raised)
@@ -44,7 +50,7 @@ impl VersionTable {
             Some(directory) => Table::shared(directory, slots),
             None => Table::anonymous(slots.unwrap_or(DEFAULT_SLOTS)),
         };
-        Ok(VersionTable { table: table.map_err(raised)?, watcher: Mutex::new(None) })
+        Ok(VersionTable { table: table.map_err(raised)?, watcher: Mutex::new(None), inodes: Mutex::new(None) })
     }
 
     /// The number of slots.
@@ -87,6 +93,14 @@ impl VersionTable {
             }
             Ok(())
         })
+    }
+
+    /// The same without privileges, for shares that begin to be served after this: watches up to `most` of the inodes that guests ask
+    /// about. What has no watch is asked for each time.
+    fn watch_inodes(&self, py: Python<'_>, most: usize) -> PyResult<()> {
+        let watcher = py.detach(|| InodeWatcher::start(Arc::clone(&self.table), most))?;
+        *self.inodes.lock() = Some(Arc::new(watcher));
+        Ok(())
     }
 
     /// Says that anything may have changed.
