@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from virtiofs import ALWAYS, AUTO, METADATA, NONE, Cache, ConfigError, Passthrough, _core, cache
+from virtiofs.testing import Guest
 
 
 def test_names() -> None:
@@ -72,3 +73,17 @@ def test_features_follow_the_settings(tmp_path: Path) -> None:
     assert plain - features(Passthrough(tmp_path, posix_lock=False, flock=False)) == {"POSIX_LOCKS", "FLOCK_LOCKS"}
     less = Passthrough(tmp_path, readdirplus=False, killpriv_v2=False, announce_submounts=False)
     assert plain - features(less) == {"DO_READDIRPLUS", "READDIRPLUS_AUTO", "HANDLE_KILLPRIV_V2", "SUBMOUNTS"}
+
+
+def test_quiet_files_are_trusted_for_longer(tmp_path: Path) -> None:
+    mode = Cache.adaptive(30.0)
+    assert (mode.attr_timeout, mode.negative_timeout, mode.growth, mode.restless) == (30.0, 0.0, 0.1, 2.0)
+    with pytest.raises(ConfigError, match="growth is a number, from 0 on, not -1"):
+        Cache.adaptive(30.0, growth=-1)
+    (tmp_path / "file").write_text("")
+    for restless, valid in [(0.0, 1e6), (1e6, 0.0)]:
+        # A microsecond ago is long ago, or nothing is: what the guest is told then.
+        share = Passthrough(tmp_path, Cache.adaptive(1e6, growth=1e18, restless=restless))
+        with Guest(share) as guest:
+            entry = guest.client.lookup(guest.node(), b"file")
+            assert (entry.entry_timeout, entry.attr_timeout) == (valid, valid)

@@ -208,6 +208,7 @@ class HostDir:
         node_descriptors: int,
         dax: int | None,
         versions: VersionTable | None = None,
+        pace: tuple[float, float] | None = None,
     ) -> Self: ...
 
 @final

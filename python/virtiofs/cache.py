@@ -25,6 +25,7 @@ from . import _core
 from .errors import ConfigError
 
 _DAY: Final = 86400.0
+_UNITS: Final = {"growth": "a number"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,9 @@ class Cache:
         keep_cache: Cached data outlives close and open, as long as size and modification time of the file stay.
         cache_listings: Directory listings are kept until the directory changes.
         cache_symlinks: Targets of symlinks are kept.
+        growth: The timeouts of names and attributes follow the file: so many seconds per second that it has not changed,
+            and the timeouts above at most. 0 leaves them as they are.
+        restless: With `growth`: seconds after a change for which nothing is trusted.
 
     Raises:
         ConfigError: A timeout is negative or not a number, or `direct_io` and `keep_cache` are both set.
@@ -54,14 +58,25 @@ class Cache:
     keep_cache: bool = False
     cache_listings: bool = False
     cache_symlinks: bool = False
+    growth: float = 0.0
+    restless: float = 0.0
 
     def __post_init__(self) -> None:
-        for field in ("attr_timeout", "entry_timeout", "negative_timeout"):
+        for field in ("attr_timeout", "entry_timeout", "negative_timeout", "growth", "restless"):
             value = getattr(self, field)
             if math.isnan(value) or value < 0:
-                raise ConfigError(f"{field} is in seconds, from 0 on, not {value}")
+                raise ConfigError(f"{field} is {_UNITS.get(field, 'in seconds')}, from 0 on, not {value}")
         if self.direct_io and self.keep_cache:
             raise ConfigError("direct_io keeps no data, so keep_cache cannot be set with it")
+
+    @classmethod
+    def adaptive(cls, max: float, *, growth: float = 0.1, restless: float = 2.0) -> "Cache":  # noqa: A002
+        """Returns a mode that trusts what has been quiet for long for longer, and what changes not at all.
+
+        Another guest is behind by a tenth (`growth`) of the time for which a file has not changed, and by `max` seconds at
+        most. A file that changed in the last `restless` seconds is asked for each time, and so are names that do not exist.
+        """
+        return cls("adaptive", attr_timeout=max, entry_timeout=max, growth=growth, restless=restless)
 
     def replace(self, **changes: Any) -> "Cache":
         """Returns the same mode with some fields changed."""

@@ -182,6 +182,7 @@ class Passthrough:
             node_descriptors=descriptors,
             dax=self.dax,
             versions=self.version_table,
+            pace=(self.cache.restless, self.cache.growth) if self.cache.growth else None,
         )
 
 

@@ -2,15 +2,15 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use virtiofs_coherence::{InodeWatcher, Table};
-use virtiofs_fuse::wire::{AttrOut, EntryOut};
+use virtiofs_fuse::wire::{Attr, AttrOut, EntryOut};
 
 use crate::xattrmap::NameRule;
 
 /// What holds for an inode. Decided once, when the inode is first entered into the table, and kept with it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Effects {
     /// How long the guest may trust that a name leads to this inode.
     pub entry_ttl: Duration,
@@ -28,16 +28,54 @@ pub struct Effects {
     /// Files of at least so many bytes are announced as to be mapped (`FUSE_ATTR_DAX`), where there is a DAX window; `None`: no file is.
     /// A guest that mounts with `dax=always` does not ask.
     pub dax: Option<u64>,
+    /// The timeouts of names and attributes follow the inode; `None`: they are what they are.
+    pub pace: Option<Pace>,
+}
+
+/// How timeouts follow an inode's own pace: nothing is trusted for `restless` after a change, then for `growth` times the time that has
+/// passed since, up to the timeouts of [`Effects`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Pace {
+    /// For so long after a change the timeouts are 0.
+    pub restless: Duration,
+    /// Timeout per time without a change.
+    pub growth: f64,
+}
+
+impl Pace {
+    /// The timeout, of `most` at most, of what last changed at `changed` (since 1970); the clock says `now`.
+    fn timeout(self, most: Duration, changed: Duration, now: Duration) -> Duration {
+        // A file from the future has just changed.
+        let quiet = now.saturating_sub(changed);
+        if quiet < self.restless {
+            return Duration::ZERO;
+        }
+        Duration::try_from_secs_f64(quiet.as_secs_f64() * self.growth).unwrap_or(most).min(most)
+    }
 }
 
 impl Effects {
-    pub(crate) fn stamp_entry(&self, entry: &mut EntryOut) {
-        (entry.entry_valid, entry.entry_valid_nsec) = (self.entry_ttl.as_secs(), self.entry_ttl.subsec_nanos());
-        (entry.attr_valid, entry.attr_valid_nsec) = (self.attr_ttl.as_secs(), self.attr_ttl.subsec_nanos());
+    /// The timeouts of a name and of attributes, for an inode with these.
+    fn timeouts(&self, attr: &Attr) -> [Duration; 2] {
+        let most = [self.entry_ttl, self.attr_ttl];
+        let Some(pace) = self.pace else { return most };
+        let since = |seconds: u64, nanoseconds: u32| {
+            i64::try_from(seconds).map_or(Duration::ZERO, |_| Duration::new(seconds, nanoseconds.min(999_999_999)))
+        };
+        let changed = since(attr.ctime, attr.ctimensec).max(since(attr.mtime, attr.mtimensec));
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        most.map(|most| pace.timeout(most, changed, now))
     }
 
-    pub(crate) fn stamp_attr(&self, attr: &mut AttrOut) {
-        (attr.attr_valid, attr.attr_valid_nsec) = (self.attr_ttl.as_secs(), self.attr_ttl.subsec_nanos());
+    pub(crate) fn stamp_entry(&self, entry: &mut EntryOut) {
+        let [name, attr] = self.timeouts(&entry.attr);
+        (entry.entry_valid, entry.entry_valid_nsec) = (name.as_secs(), name.subsec_nanos());
+        (entry.attr_valid, entry.attr_valid_nsec) = (attr.as_secs(), attr.subsec_nanos());
+    }
+
+    pub(crate) fn stamp_attr(&self, out: &mut AttrOut) {
+        let [_, attr] = self.timeouts(&out.attr);
+        (out.attr_valid, out.attr_valid_nsec) = (attr.as_secs(), attr.subsec_nanos());
     }
 
     pub(crate) fn negative_entry(&self) -> EntryOut {
@@ -76,4 +114,41 @@ pub struct Config {
     pub versions: Option<Arc<Table>>,
     /// Watches the inodes that guests ask about, where nobody watches whole file systems. Of the same table.
     pub watcher: Option<Arc<InodeWatcher>>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quiet_inodes_are_trusted_for_longer_and_busy_ones_not_at_all() {
+        let pace = Pace { restless: Duration::from_secs(2), growth: 0.1 };
+        let timeout = |changed, now| {
+            let most = Duration::from_secs(60);
+            pace.timeout(most, Duration::from_millis(changed), Duration::from_millis(now)).as_millis()
+        };
+        assert_eq!(timeout(1_000_000, 1_001_999), 0);
+        assert_eq!(timeout(1_000_000, 1_002_000), 200);
+        assert_eq!(timeout(1_000_000, 1_100_000), 10_000);
+        assert_eq!(timeout(1_000_000, 5_000_000), 60_000);
+        assert_eq!(timeout(5_000_000, 1_000_000), 0, "from the future");
+        assert_eq!(timeout(0, u64::MAX), 60_000);
+    }
+
+    #[test]
+    fn the_latest_of_an_inodes_times_counts() {
+        let pace = Some(Pace { restless: Duration::from_secs(10), growth: 1.0 });
+        let (entry_ttl, attr_ttl) = (Duration::from_secs(50), Duration::from_secs(90));
+        let effects = Effects { entry_ttl, attr_ttl, pace, ..Effects::default() };
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+        let with = |mtime, ctime| effects.timeouts(&Attr { mtime, ctime, ..Attr::default() });
+        assert_eq!(with(1, 1), [entry_ttl, attr_ttl]);
+        assert_eq!(with(1, now), [Duration::ZERO; 2]);
+        assert_eq!(with(now, 1), [Duration::ZERO; 2]);
+        assert_eq!(with(u64::MAX, 1), [entry_ttl, attr_ttl], "before 1970");
+        assert_eq!(
+            Effects { pace: None, ..effects.clone() }.timeouts(&Attr { ctime: now, ..Attr::default() }),
+            [entry_ttl, attr_ttl]
+        );
+    }
 }

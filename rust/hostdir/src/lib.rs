@@ -57,7 +57,7 @@ mod sys;
 mod xattr;
 mod xattrmap;
 
-pub use config::{Config, Effects};
+pub use config::{Config, Effects, Pace};
 pub use credentials::may_change_owner;
 pub use hostdir::HostDir;
 pub use locks::Locks;

@@ -46,7 +46,7 @@ impl HostDir {
     #[new]
     #[pyo3(signature = (directory, *, attr_timeout, entry_timeout, negative_timeout, open_flags, dir_open_flags, read_only,
                         writeback, xattr, xattr_names, posix_acl, allow_direct_io, announce_submounts, node_descriptors, dax,
-                        versions=None))]
+                        versions=None, pace=None))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         directory: PathBuf,
@@ -65,7 +65,12 @@ impl HostDir {
         node_descriptors: usize,
         dax: Option<u64>,
         versions: Option<PyRef<'_, VersionTable>>,
+        pace: Option<(f64, f64)>,
     ) -> PyResult<HostDir> {
+        let pace = match pace {
+            Some((restless, growth)) => Some(hostdir::Pace { restless: timeout(restless)?, growth }),
+            None => None,
+        };
         let effects = hostdir::Effects {
             entry_ttl: timeout(entry_timeout)?,
             attr_ttl: timeout(attr_timeout)?,
@@ -73,6 +78,7 @@ impl HostDir {
             open_flags,
             dir_open_flags,
             dax,
+            pace,
             ..hostdir::Effects::default()
         };
         let root = directory;
