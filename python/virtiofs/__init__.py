@@ -8,11 +8,13 @@ from .cache import ALWAYS, AUTO, METADATA, NONE, Cache
 from .config import Config, Share
 from .device import Device, Queue
 from .errors import BoundsError, ConfigError, ProtocolError, StateError, VirtiofsError
+from .filesystem import FileSystem
 from .mmio import MmioTransport
 from .mounts import Mount, mount
 from .passthrough import Passthrough
+from .plan import Plan, explain
 from .server import Server, serve
-from .types import Attr, DeviceStats, DirEntry, Entry, Open, Statfs, Stats
+from .types import Attr, Changes, DeviceStats, DirEntry, Entry, InFlight, Lock, Node, Open, Request, Statfs, Stats
 
 __all__ = [
     "ALWAYS",
@@ -22,19 +24,26 @@ __all__ = [
     "Attr",
     "BoundsError",
     "Cache",
+    "Changes",
     "Config",
     "ConfigError",
     "Device",
     "DeviceStats",
     "DirEntry",
     "Entry",
+    "FileSystem",
     "GuestMemory",
+    "InFlight",
+    "Lock",
     "MmioTransport",
     "Mount",
+    "Node",
     "Open",
     "Passthrough",
+    "Plan",
     "ProtocolError",
     "Queue",
+    "Request",
     "Server",
     "Share",
     "StateError",
@@ -43,6 +52,7 @@ __all__ = [
     "VersionTable",
     "VirtiofsError",
     "__version__",
+    "explain",
     "mount",
     "serve",
 ]

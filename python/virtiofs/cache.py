@@ -98,14 +98,14 @@ class Cache:
         return _core.FOPEN["CACHE_DIR"] | _core.FOPEN["KEEP_CACHE"] if self.cache_listings else 0
 
     @property
-    def init_flags(self) -> int:
+    def features(self) -> frozenset[str]:
         """Features of the FUSE session that the mode wants."""
-        flags = _core.INIT["AUTO_INVAL_DATA"]
-        if self.direct_io:
-            flags |= _core.INIT["DIRECT_IO_ALLOW_MMAP"]
-        if self.cache_symlinks:
-            flags |= _core.INIT["CACHE_SYMLINKS"]
-        return flags
+        wanted = {
+            "AUTO_INVAL_DATA": True,
+            "DIRECT_IO_ALLOW_MMAP": self.direct_io,
+            "CACHE_SYMLINKS": self.cache_symlinks,
+        }
+        return frozenset(name for name, on in wanted.items() if on)
 
 
 NONE: Final = Cache("none", direct_io=True)

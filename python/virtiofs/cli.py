@@ -214,7 +214,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     def begin() -> list[Server]:
         for share, server in zip(config.shares, servers, strict=True):
             server.start()
-            what = {"directory": server.fs.directory} if share.fs is None else {"fs": share.fs}
+            what = {"fs": share.fs} if share.fs else {"directory": os.path.abspath(share.directory or "")}
             _core.log("info", "serving", **what, tag=server.tag, socket=server.path or f"fd {share.fd}")
             _core.log("info", f"start a guest with: {server.qemu_line()}")
             if server.dax_window and (problem := qemu.window_problem()) is not None:

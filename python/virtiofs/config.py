@@ -10,6 +10,7 @@ from typing import Any, Final, Literal, cast
 from ._core import VersionTable
 from .cache import AUTO, Cache
 from .errors import ConfigError, hinted, one_line
+from .filesystem import FileSystem
 from .host import inode_watches
 from .passthrough import Passthrough
 from .server import Server, default_request_queues
@@ -117,7 +118,7 @@ class Share:
                 table.watch_inodes(inode_watches())
         return table
 
-    def filesystem(self) -> Passthrough:
+    def filesystem(self) -> FileSystem:
         """Returns the file system that is shared.
 
         Raises:
@@ -248,13 +249,13 @@ def names_class(name: str) -> bool:
     return _CLASS.fullmatch(name) is not None
 
 
-def _made(make: Callable[..., object], name: str | None, *arguments: object, **keywords: object) -> Passthrough:
+def _made(make: Callable[..., object], name: str | None, *arguments: object, **keywords: object) -> FileSystem:
     """Calls `make` and checks what comes."""
     try:
         made = make(*arguments, **keywords)
     except TypeError as error:
         raise ConfigError(f"{name}: {error}") from error
-    if not isinstance(made, Passthrough):
+    if not isinstance(made, FileSystem):
         raise ConfigError(f"{name} makes no file system, but {type(made).__name__}")
     return made
 

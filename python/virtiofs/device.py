@@ -9,7 +9,7 @@ from typing import Final, Literal, Protocol, Self, TypeAlias
 from . import _core, running
 from ._core import GuestMemory
 from .errors import ConfigError
-from .passthrough import Passthrough
+from .filesystem import FileSystem
 from .server import check_tag
 from .types import DeviceStats
 
@@ -85,7 +85,7 @@ class Device:
 
     def __init__(
         self,
-        fs: Passthrough,
+        fs: FileSystem,
         tag: str,
         memory: GuestMemory,
         *,

@@ -10,9 +10,9 @@ from typing import Final, Self
 
 from . import _core, running
 from .errors import ConfigError, hinted
+from .filesystem import FileSystem
 from .host import has_capability
 from .mountpoint import Guard, Mounted, dead, fusermount, inside, mounted_at, unmounting
-from .passthrough import Passthrough
 from .signals import Waitable, until_signal
 from .types import Stats
 
@@ -56,7 +56,7 @@ class Mount:
 
     def __init__(
         self,
-        fs: Passthrough,
+        fs: FileSystem,
         path: str | os.PathLike[str],
         *,
         options: Sequence[str] = (),
@@ -299,7 +299,7 @@ class Mount:
 
 
 def mount(
-    fs: Passthrough,
+    fs: FileSystem,
     path: str | os.PathLike[str],
     *,
     options: Sequence[str] = (),

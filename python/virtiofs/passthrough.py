@@ -11,6 +11,7 @@ from .cache import AUTO, Cache
 from .dax import SMALL, files
 from .errors import ConfigError, hinted
 from .host import may_change_owners
+from .nativeops import NativeOperations
 from .xattrmap import XattrMap, parse
 
 _ALWAYS: Final = (
@@ -31,11 +32,19 @@ _ALWAYS: Final = (
 """Features of the FUSE session that every share takes when the guest offers them."""
 
 
-class Passthrough:
+class Passthrough(NativeOperations):
     """A directory of this host as a file system for guests.
 
     Guests never leave the directory, whatever symlinks, renames or races they try: names are resolved one by one from open
     directories, never as paths.
+
+    All operations are native. A subclass that overrides one is asked for that one alone, and has the native one as
+    ``super()``::
+
+        class Logged(Passthrough):
+            def open(self, request, node, flags):
+                print(node.path)
+                return super().open(request, node, flags)
 
     Args:
         directory: The directory. It is opened now, and stays the one that is served if its name changes later.
@@ -102,9 +111,9 @@ class Passthrough:
                 "run as root, or take ownership=auto",
             )
         self.directory: Final = os.path.abspath(_checked(os.fspath(directory)))
-        self.cache: Final = cache
-        self.read_only: Final = read_only
-        self.writeback: Final = writeback
+        self.cache = cache
+        self.read_only = read_only
+        self.writeback = writeback
         names = parse(xattrmap) if isinstance(xattrmap, str) else xattrmap
         if posix_acl and names is not None and names.moves_acls:
             raise hinted(
@@ -117,7 +126,7 @@ class Passthrough:
         self.security_label: Final = security_label
         self.allow_direct_io: Final = allow_direct_io
         self.announce_submounts: Final = announce_submounts
-        self.readdirplus: Final = readdirplus
+        self._plus: Final = readdirplus
         self.killpriv_v2: Final = killpriv_v2
         self.posix_lock: Final = posix_lock
         self.flock: Final = flock
@@ -139,10 +148,10 @@ class Passthrough:
         return f"Passthrough({', '.join(settings)})"
 
     @property
-    def init_flags(self) -> int:
-        """Features of the FUSE session to accept where the guest offers them."""
+    def features(self) -> frozenset[str]:
+        """Features of the FUSE session that are wanted."""
         names = list(_ALWAYS)
-        if self.readdirplus:
+        if self._plus:
             names += ["DO_READDIRPLUS", "READDIRPLUS_AUTO"]
         if self.killpriv_v2:
             names.append("HANDLE_KILLPRIV_V2")
@@ -158,16 +167,16 @@ class Passthrough:
             names.append("POSIX_ACL")
         if self.security_label:
             names.append("SECURITY_CTX")
-        return self.cache.init_flags | sum(_core.INIT[name] for name in names)
+        return self.cache.features | frozenset(names)
 
-    def engine(self) -> _core.HostDir:
-        """Returns the native file system with these settings. For `Server`, which asks once."""
+    def native_engine(self, *, attr_timeout: float | None = None) -> _core.HostDir:
+        """Returns the native file system with these settings."""
         descriptors = self.node_descriptors
         if descriptors is None:
             descriptors = max(64, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
         return _core.HostDir(
             self.directory,
-            attr_timeout=self.cache.attr_timeout,
+            attr_timeout=self.cache.attr_timeout if attr_timeout is None else attr_timeout,
             entry_timeout=self.cache.entry_timeout,
             negative_timeout=self.cache.negative_timeout,
             open_flags=self.cache.open_flags,

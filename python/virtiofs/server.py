@@ -11,11 +11,12 @@ from typing import Final, Self
 from . import _core, running
 from .dax import window
 from .errors import ConfigError, hinted
+from .filesystem import FileSystem
 from .listener import Listener, adopt
-from .passthrough import Passthrough
+from .plan import explain
 from .qemu import PROGRAM, WINDOW_DEVICE
 from .signals import Waitable, until_signal
-from .types import Stats
+from .types import InFlight, Stats
 
 TAG_MAX: Final = 36
 """Longest tag in bytes: the field in the device's configuration space."""
@@ -24,7 +25,8 @@ TAG_MAX: Final = 36
 class Server:
     """Serves a file system to the virtual machines that connect to a vhost-user socket, one after the other.
 
-    The threads that do it are native and never wait for the interpreter. Nothing is made before `start`, and nothing is left
+    The threads that do it are native and never wait for the interpreter; methods of a Python file system are called by
+    threads of their own. Nothing is made before `start`, and nothing is left
     after `close`; a ``with`` block does both::
 
         with Server(Passthrough("/srv/data"), socket="/run/data.sock", tag="data") as server:
@@ -52,7 +54,7 @@ class Server:
 
     def __init__(
         self,
-        fs: Passthrough,
+        fs: FileSystem,
         *,
         socket: str | os.PathLike[str] | None = None,
         fd: int | None = None,
@@ -85,6 +87,11 @@ class Server:
         self.once: Final = once
         self.slow_threads: Final = slow_threads
         self.dax_window: Final = window(dax_window)
+        if self.dax_window and not explain(fs).maps_files:
+            raise hinted(
+                ConfigError(f"{type(fs).__name__} has no files that guests could map: their data are Python's"),
+                "serve it without a DAX window; explain() tells which methods are in the way",
+            )
         self.dax_barrier: Final = dax_barrier
         self._fd = fd
         self._mode = socket_mode
@@ -205,6 +212,10 @@ class Server:
             raise ValueError("the server was not started")
         return Stats(**self._daemon.stats())
 
+    def in_flight(self) -> list[InFlight]:
+        """Returns the requests that Python methods are at or that wait for one, the oldest first."""
+        return [] if self._daemon is None else [InFlight(*flight) for flight in self._daemon.in_flight()]
+
     def qemu_arguments(self, memory: str = "2G") -> list[str]:
         """Returns the arguments with which QEMU gives the share to a guest of `memory` bytes (with K, M or G)."""
         if self.dax_window:
@@ -244,7 +255,7 @@ class Server:
 
 
 def serve(
-    fs: Passthrough,
+    fs: FileSystem,
     socket: str | os.PathLike[str],
     *,
     tag: str = "virtiofs",

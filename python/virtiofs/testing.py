@@ -19,8 +19,8 @@ from . import _core
 from ._core import GuestMemory
 from .device import Device
 from .errors import ConfigError, ProtocolError
+from .filesystem import FileSystem
 from .mmio import MmioTransport
-from .passthrough import Passthrough
 from .server import Server
 
 __all__ = ["Guest"]
@@ -64,14 +64,14 @@ class Guest(_core.Guest):
 
     def __new__(
         cls,
-        target: "Passthrough | Server | Device | MmioTransport | str | os.PathLike[str]",
+        target: "FileSystem | Server | Device | MmioTransport | str | os.PathLike[str]",
         *,
         way: Literal["socket", "device", "registers"] = "socket",
         **options: Any,
     ) -> Self:
         """Mounts the share."""
         made: _Made | None = None
-        if isinstance(target, Passthrough):
+        if isinstance(target, FileSystem):
             dax = bool(options.get("dax"))
             made = _PrivateServer(target, dax=dax) if way == "socket" else _PrivateDevice(target, way, options)
             target = made.target
@@ -130,7 +130,7 @@ class _Made(Protocol):
 class _PrivateServer:
     """A server at a socket that nobody else knows."""
 
-    def __init__(self, fs: Passthrough, *, dax: bool) -> None:
+    def __init__(self, fs: FileSystem, *, dax: bool) -> None:
         self._directory = tempfile.TemporaryDirectory(prefix="virtiofs-")
         try:
             socket = os.path.join(self._directory.name, "socket")
@@ -147,7 +147,7 @@ class _PrivateServer:
 class _PrivateDevice:
     """A device without a VMM."""
 
-    def __init__(self, fs: Passthrough, way: str, options: dict[str, Any]) -> None:
+    def __init__(self, fs: FileSystem, way: str, options: dict[str, Any]) -> None:
         if way not in ("device", "registers"):
             raise ConfigError(f"a way to a file system is socket, device or registers, not {way!r}")
         queues = options.get("request_queues", 1)

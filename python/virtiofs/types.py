@@ -1,10 +1,43 @@
-"""What operations and servers answer: frozen values."""
+"""What operations take and answer, and what servers tell: frozen values."""
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
-from ._core import Attr, DirEntry, Entry, Open, Statfs
+from ._core import Attr, Changes, DirEntry, Entry, Lock, Node, Open, Request, Statfs
 
-__all__ = ["Attr", "DeviceStats", "DirEntry", "Entry", "Open", "Statfs", "Stats"]
+__all__ = [
+    "Attr",
+    "Buffer",
+    "Changes",
+    "DeviceStats",
+    "DirEntry",
+    "Entry",
+    "InFlight",
+    "Lock",
+    "Node",
+    "Open",
+    "Request",
+    "Statfs",
+    "Stats",
+]
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+"""Bytes. Anything else with a contiguous buffer (`mmap.mmap`, arrays) is taken as well."""
+
+
+@dataclass(frozen=True, slots=True)
+class InFlight:
+    """A request that a Python method is at, or that waits for one.
+
+    Args:
+        operation: What was asked for.
+        node: Number of the node that it is asked of.
+        seconds: How long ago it came.
+    """
+
+    operation: str
+    node: int
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

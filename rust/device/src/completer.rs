@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 use virtiofs_virtqueue::{Memory, SharedMemory, Used};
@@ -13,10 +14,11 @@ use crate::Call;
 pub(crate) struct Completer {
     memory: Arc<SharedMemory>,
     side: Mutex<Side>,
-    /// Requests that were handed to the pool and are not completed yet.
+    /// Requests that were handed to the pool or a lane and are not completed yet.
     elsewhere: Mutex<usize>,
     none_elsewhere: Condvar,
     abandoned: AtomicBool,
+    hurried: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -36,6 +38,7 @@ impl Completer {
             elsewhere: Mutex::new(0),
             none_elsewhere: Condvar::new(),
             abandoned: AtomicBool::new(false),
+            hurried: AtomicBool::new(false),
         }
     }
 
@@ -77,7 +80,7 @@ impl Completer {
         self.memory.refresh(&mut self.side.lock().memory);
     }
 
-    /// A request goes to the pool; answers how many are there.
+    /// A request goes to the pool or a lane; answers how many are there.
     pub(crate) fn leave(&self) -> usize {
         let mut elsewhere = self.elsewhere.lock();
         *elsewhere += 1;
@@ -94,7 +97,17 @@ impl Completer {
         self.abandoned.load(Ordering::Relaxed)
     }
 
-    /// A request that went to the pool is completed.
+    /// What is on a lane is to be answered now: the driver wants its queue back.
+    pub(crate) fn hurry(&self) {
+        self.hurried.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether what is on a lane is to be answered now.
+    pub(crate) fn is_in_a_hurry(&self) -> bool {
+        self.is_abandoned() || self.hurried.load(Ordering::Relaxed)
+    }
+
+    /// A request that went elsewhere is completed.
     pub(crate) fn arrive(&self) {
         let mut elsewhere = self.elsewhere.lock();
         *elsewhere -= 1;
@@ -103,12 +116,16 @@ impl Completer {
         }
     }
 
-    /// Waits until no request is in the pool.
+    /// Waits until no request is elsewhere.
     pub(crate) fn drain(&self) {
         let mut elsewhere = self.elsewhere.lock();
-        while *elsewhere > 0 {
-            self.none_elsewhere.wait(&mut elsewhere);
-        }
+        self.none_elsewhere.wait_while(&mut elsewhere, |elsewhere| *elsewhere > 0);
+    }
+
+    /// As [`Completer::drain`], for so long; answers whether that was enough.
+    pub(crate) fn drain_for(&self, patience: Duration) -> bool {
+        let mut elsewhere = self.elsewhere.lock();
+        !self.none_elsewhere.wait_while_for(&mut elsewhere, |elsewhere| *elsewhere > 0, patience).timed_out()
     }
 }
 

@@ -1,7 +1,11 @@
 //! A descriptor chain as a FUSE message.
 
-use virtiofs_fuse::{Malformed, Message, Segments, Server};
+use std::sync::Arc;
+
+use virtiofs_fuse::{Carried, Malformed, Message, Segments, Server};
 use virtiofs_virtqueue::Chain;
+
+use crate::completer::Completer;
 
 /// One chain, as the server reads and answers it.
 #[derive(Debug, Default)]
@@ -45,5 +49,32 @@ impl Message for Request {
 
     fn put_segments(&mut self, offset: usize, len: usize) -> Result<Segments<'_>, Malformed> {
         self.0.write_iovecs(offset, len).map(|iovecs| Segments::new(iovecs, len)).ok_or(Malformed)
+    }
+}
+
+/// A chain on its way through a lane: it knows by whom it is completed.
+pub(crate) struct Travelling {
+    pub(crate) request: Request,
+    pub(crate) server: Arc<Server>,
+    pub(crate) completer: Arc<Completer>,
+}
+
+impl Carried for Travelling {
+    fn message(&mut self) -> &mut dyn Message {
+        &mut self.request
+    }
+
+    fn rewind(&mut self) {
+        self.request.0.rewind();
+    }
+
+    fn unwanted(&self) -> bool {
+        self.completer.is_in_a_hurry()
+    }
+
+    fn complete(mut self: Box<Self>, len: usize) {
+        let len = self.request.finish(&self.server, len);
+        self.completer.complete(self.request.0.head(), len);
+        self.completer.arrive();
     }
 }

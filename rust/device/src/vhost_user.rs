@@ -208,7 +208,13 @@ impl Shared {
             let window = window.map(Arc::new);
             self.server.set_window(window.clone().map(|window| window as Arc<dyn Window>));
             let mut session = Session::new(&config.identity, Arc::clone(&self.server), pool, window);
-            session.run(&mut Connection::new(stream)?, &self.stop)
+            let mut connection = Connection::new(stream)?;
+            session.run(&mut connection, &self.stop)?;
+            if self.stopping.load(Ordering::Acquire) {
+                // The VMM is still there, and waits for answers.
+                session.halt();
+            }
+            Ok(())
         });
         match served {
             Ok(()) => tracing::info!(number, "the VMM is gone"),

@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use virtiofs_fuse::{Outcome, Scratch, Server};
 use virtiofs_virtqueue::{Available, Event, Memory, Popped, RingError, SharedMemory, Waiter};
@@ -13,12 +14,15 @@ use crate::identity::HIPRIO_QUEUE;
 use crate::loan::Loan;
 use crate::parking::{Parking, park};
 use crate::pool::Pool;
-use crate::request::Request;
+use crate::request::{Request, Travelling};
 use crate::spin::Spin;
 use crate::tact::Tact;
 
 /// Bytes of reply from which on a copy takes many times as long as to hand it to another thread.
 const LONG: usize = 256 << 10;
+
+/// How long a queue that is to stop waits for requests on a lane, before they are answered with EIO. A VMM stands still meanwhile.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Serves the requests of one queue until it is stopped.
 pub(crate) struct Worker {
@@ -54,6 +58,7 @@ pub(crate) struct Running {
     thread: Option<JoinHandle<u16>>,
     control: Arc<Control>,
     completer: Arc<Completer>,
+    server: Arc<Server>,
 }
 
 impl Running {
@@ -83,7 +88,7 @@ impl Running {
             worker.run();
             worker.available.next_avail()
         })?;
-        Ok(Running { thread: Some(thread), control, completer })
+        Ok(Running { thread: Some(thread), control, completer, server: Arc::clone(&with.server) })
     }
 
     /// The half of the queue that completes.
@@ -100,6 +105,7 @@ impl Running {
     /// Nobody is there any more to be answered: requests that were not begun need not be.
     pub(crate) fn abandon(&self) {
         self.completer.abandon();
+        self.server.sweep();
     }
 
     /// Stops taking requests, waits for those in flight, and answers the index of the next one.
@@ -111,7 +117,11 @@ impl Running {
         self.control.stop.store(true, Ordering::Release);
         self.control.event.signal();
         let joined = self.thread.take()?.join();
-        self.completer.drain();
+        if !self.completer.drain_for(PATIENCE) {
+            self.completer.hurry();
+            self.server.sweep();
+            self.completer.drain();
+        }
         joined.ok()
     }
 }
@@ -207,6 +217,7 @@ impl Worker {
                             self.available.put_back();
                             return Ok(false);
                         }
+                        Outcome::Elsewhere => self.send(std::mem::take(request)),
                     },
                 },
             }
@@ -250,6 +261,7 @@ impl Worker {
                     completer.complete(request.0.head(), len);
                 }
                 Outcome::Later(pending) => park(&parking, &server, request, pending),
+                Outcome::Elsewhere => return send(&server, &completer, request),
                 // It was told that it may wait.
                 Outcome::WouldBlock | Outcome::Halted => completer.complete(request.0.head(), 0),
             }
@@ -259,4 +271,18 @@ impl Worker {
         };
         if crowded { job(scratch) } else { self.pool.run(Box::new(job), scratch) }
     }
+
+    /// Hands a request to the lane, from where it is completed.
+    fn send(&self, request: Request) {
+        if self.completer.leave() > usize::from(self.available.size()) {
+            // As above, but with nobody here to do it: a driver that uses descriptors twice gets nothing for them.
+            self.completer.complete(request.0.head(), 0);
+            return self.completer.arrive();
+        }
+        send(&self.server, &self.completer, request);
+    }
+}
+
+fn send(server: &Arc<Server>, completer: &Arc<Completer>, request: Request) {
+    server.send(Box::new(Travelling { request, server: Arc::clone(server), completer: Arc::clone(completer) }));
 }

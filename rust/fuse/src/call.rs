@@ -14,6 +14,7 @@ use crate::{Context, Creation, Error, FileSystem, Malformed, Message, Result, Wi
 /// One request on its way through the table.
 pub(crate) struct Call<'a> {
     pub(crate) server: &'a Server,
+    pub(crate) fs: &'a dyn FileSystem,
     pub(crate) row: &'static Operation,
     pub(crate) header: &'a InHeader,
     pub(crate) cx: Context,
@@ -26,14 +27,14 @@ impl Call<'_> {
     pub(crate) fn run(&mut self, scratch: &mut Scratch) -> Result<usize> {
         use Opcode::*;
         let (server, node) = (self.server, self.header.nodeid);
-        let (fs, cx) = (&*server.fs, &self.cx.clone());
+        let (fs, cx) = (self.fs, &self.cx.clone());
         let Scratch { request, reply, entries, closing, waiting } = scratch;
         let mut names = Names::new(request);
         match self.row.opcode {
             Init => server.init(self),
             Destroy => { server.reset(); self.empty() }
-            Forget => { let args: ForgetIn = self.arguments()?; fs.forget(node, args.nlookup); Ok(0) }
-            BatchForget => self.batch_forget(fs),
+            Forget => { let args: ForgetIn = self.arguments()?; server.forget(node, args.nlookup); Ok(0) }
+            BatchForget => self.batch_forget(),
             Interrupt | NotifyReply => Ok(0),
             Poll | Bmap => Err(Lacking.into()),
 
@@ -121,12 +122,27 @@ impl Call<'_> {
             Read => {
                 let args: ReadIn = self.arguments()?;
                 let len = self.limit(args.size)?;
+                if let Some(fs) = fs.by_value() {
+                    let message = &mut *self.message;
+                    let put = &mut |bytes: &[u8]| message.put(HEADER, bytes).map_err(|_| NO_ROOM);
+                    let len = fs.read(cx, node, &args, len, put)?;
+                    return self.close(len);
+                }
                 let out = self.message.put_segments(HEADER, len).map_err(|_| NO_ROOM)?;
                 let len = fs.read(cx, node, &args, out)?;
                 self.close(len)
             }
             Write => {
                 let args: WriteIn = self.arguments()?;
+                if let Some(fs) = fs.by_value() {
+                    let (message, left) = (&mut *self.message, args.size as usize);
+                    if left > message.remaining() {
+                        return Err(Error::Errno(libc::EINVAL));
+                    }
+                    let take = &mut |into: &mut [u8]| message.take(into).map_err(|_| Error::Errno(libc::EINVAL));
+                    let size = fs.write(cx, node, &args, take)? as u32;
+                    return self.reply(&WriteOut { size, padding: 0 });
+                }
                 let data = self.message.take_segments(args.size as usize).map_err(|_| Error::Errno(libc::EINVAL))?;
                 let size = fs.write(cx, node, &args, data)? as u32;
                 self.reply(&WriteOut { size, padding: 0 })
@@ -242,11 +258,11 @@ impl Call<'_> {
         self.empty()
     }
 
-    fn batch_forget(&mut self, fs: &dyn FileSystem) -> Result<usize> {
+    fn batch_forget(&mut self) -> Result<usize> {
         let args: BatchForgetIn = self.arguments()?;
         for _ in 0..args.count {
             let one: ForgetOne = self.take()?;
-            fs.forget(one.nodeid, one.nlookup);
+            self.server.forget(one.nodeid, one.nlookup);
         }
         Ok(0)
     }

@@ -16,6 +16,8 @@ pub enum Error {
     /// The device is being stopped, and what the operation needs is not to be had before it goes on. The request counts as not
     /// taken from its ring yet. Only where [`Context::may_block`](crate::Context) is false; elsewhere it is EIO.
     Halted,
+    /// Nothing was done, since only the [lane](crate::Lane) may do it.
+    Elsewhere,
 }
 
 impl Error {
@@ -25,7 +27,7 @@ impl Error {
     /// failure may do. [`Server`](crate::Server) alone answers ENOSYS, for operations that a file system lacks as a whole.
     pub fn to_wire(self) -> i32 {
         match self {
-            Error::WouldBlock | Error::Halted => libc::EIO,
+            Error::WouldBlock | Error::Halted | Error::Elsewhere => libc::EIO,
             Error::Errno(libc::ENOSYS) => libc::EOPNOTSUPP,
             Error::Errno(errno @ 1..512) => errno,
             Error::Errno(errno) => match errno {

@@ -77,8 +77,10 @@ pub trait FileSystem: Send + Sync {
         lacks()
     }
 
-    /// Takes `nlookup` counts back; at 0 the node may go.
-    fn forget(&self, node: u64, nlookup: u64) {}
+    /// Takes `nlookup` counts back; at 0 the node may go. Answers whether it went.
+    fn forget(&self, node: u64, nlookup: u64) -> bool {
+        false
+    }
 
     /// Attributes, of the handle `fh` where there is one.
     fn getattr(&self, cx: &Context, node: u64, fh: Option<u64>) -> Result<AttrOut> {
@@ -184,6 +186,11 @@ pub trait FileSystem: Send + Sync {
     /// Writes `data` at `args.offset` and answers the count.
     fn write(&self, cx: &Context, node: u64, args: &WriteIn, data: Segments<'_>) -> Result<usize> {
         lacks()
+    }
+
+    /// What serves READ and WRITE instead, if the data lie in this process's memory and not behind a system call.
+    fn by_value(&self) -> Option<&dyn ByValue> {
+        None
     }
 
     /// At each close(2) in the guest; answers errors of earlier writes.
@@ -305,4 +312,26 @@ pub trait FileSystem: Send + Sync {
     fn backing(&self, cx: &Context, node: u64, write: bool) -> Result<Backing> {
         lacks()
     }
+}
+
+/// READ and WRITE of a file system whose data lie in this process's memory: one copy between that and the guest's.
+pub trait ByValue {
+    /// Gives at most `len` bytes from `args.offset` to `put`, in one call, and answers the count. Less means end of file.
+    fn read(
+        &self,
+        cx: &Context,
+        node: u64,
+        args: &ReadIn,
+        len: usize,
+        put: &mut dyn FnMut(&[u8]) -> Result<()>,
+    ) -> Result<usize>;
+
+    /// Takes `args.size` bytes for `args.offset` by one call of `take`, and answers the count of those that were written.
+    fn write(
+        &self,
+        cx: &Context,
+        node: u64,
+        args: &WriteIn,
+        take: &mut dyn FnMut(&mut [u8]) -> Result<()>,
+    ) -> Result<usize>;
 }

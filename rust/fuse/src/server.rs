@@ -9,11 +9,12 @@ use parking_lot::Mutex;
 use zerocopy::{FromZeros, IntoBytes};
 
 use crate::call::Call;
-use crate::op::{Opcode, Operation, ReplyForm};
+use crate::lane::by_backing;
+use crate::op::{OPCODES, Opcode, Operation, ReplyForm};
 use crate::wire::*;
 use crate::{
-    Context, DirBuffer, Error, FileSystem, Held, Limits, Malformed, Mappable, Message, Metrics, Negotiated, Result,
-    Settle, Wait, Window,
+    Context, DirBuffer, Error, FileSystem, Held, Lane, Limits, Malformed, Mappable, Message, Metrics, Negotiated,
+    Result, Route, Routes, Settle, Wait, Window,
 };
 
 pub(crate) const HEADER: usize = size_of::<OutHeader>();
@@ -34,6 +35,19 @@ pub enum Outcome {
     WouldBlock,
     /// The device is being stopped: the message counts as not taken from its ring yet.
     Halted,
+    /// Nothing was done: give the message to [`Server::send`].
+    Elsewhere,
+}
+
+/// Where a message is handled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// On a thread that must not wait.
+    Queue,
+    /// On one that may.
+    Pool,
+    /// On the lane.
+    Lane,
 }
 
 /// A request whose reply comes later.
@@ -63,6 +77,8 @@ impl Scratch {
 /// Serves one file system to one guest.
 pub struct Server {
     pub(crate) fs: Arc<dyn FileSystem>,
+    pub(crate) lane: Option<Arc<dyn Lane>>,
+    routes: Routes,
     limits: Limits,
     metrics: Metrics,
     /// Flags of the session, and whether there is one: read by each request.
@@ -84,6 +100,8 @@ impl Server {
     pub fn new(fs: Arc<dyn FileSystem>, limits: Limits) -> Server {
         Server {
             fs,
+            lane: None,
+            routes: [Route::Here; OPCODES],
             limits,
             metrics: Metrics::default(),
             flags: AtomicU64::new(0),
@@ -100,6 +118,12 @@ impl Server {
 
     pub(crate) fn window(&self) -> Option<Arc<dyn Window>> {
         self.window.lock().clone()
+    }
+
+    /// The same server with some operations handled elsewhere, or not at all.
+    #[must_use]
+    pub fn routed(self, routes: Routes, lane: Option<Arc<dyn Lane>>) -> Server {
+        Server { routes, lane, ..self }
     }
 
     /// The counters.
@@ -130,8 +154,18 @@ impl Server {
         self.flags.store(0, Relaxed);
         // Also where there is no session: a request that was under way when the last one ended may have left something.
         self.fs.destroy();
+        if let Some(lane) = &self.lane {
+            lane.fs().destroy();
+        }
         if let Some(window) = self.window() {
             window.end();
+        }
+    }
+
+    /// Takes lookups of a node back.
+    pub(crate) fn forget(&self, node: u64, nlookup: u64) {
+        if let (true, Some(lane)) = (self.fs.forget(node, nlookup), &self.lane) {
+            lane.fs().forget(node, 0);
         }
     }
 
@@ -168,26 +202,31 @@ impl Server {
 
     /// Handles one message. Whatever the guest put in it, this returns; a panic of a handler is an EIO for this request alone.
     pub fn handle(&self, message: &mut dyn Message, scratch: &mut Scratch, may_block: bool) -> Outcome {
+        self.handle_at(message, scratch, if may_block { Place::Pool } else { Place::Queue })
+    }
+
+    pub(crate) fn handle_at(&self, message: &mut dyn Message, scratch: &mut Scratch, place: Place) -> Outcome {
         let mut header = InHeader::new_zeroed();
         if message.take(header.as_mut_bytes()).is_err() {
             self.metrics.malformed_request();
             return Outcome::Done(0);
         }
-        let result = catch_unwind(AssertUnwindSafe(|| self.checked(&header, message, scratch, may_block)));
+        let result = catch_unwind(AssertUnwindSafe(|| self.checked(&header, message, scratch, place)));
         let result = result.unwrap_or_else(|_| {
             self.metrics.panic();
             Err(Error::Errno(libc::EIO))
         });
         let row = Operation::by_number(header.opcode);
-        if let (Some(row), true) = (row, !matches!(result, Err(Error::WouldBlock | Error::Halted))) {
+        if let (Some(row), false) = (row, matches!(result, Err(Error::WouldBlock | Error::Halted | Error::Elsewhere))) {
             self.metrics.request(row.opcode, result.is_err());
         }
         if let Some(wait) = scratch.waiting.take() {
             return Outcome::Later(Pending { wait, unique: header.unique });
         }
         match (result, row) {
-            (Err(Error::WouldBlock), _) if !may_block => Outcome::WouldBlock,
-            (Err(Error::Halted), _) if !may_block => Outcome::Halted,
+            (Err(Error::WouldBlock), _) if place != Place::Pool => Outcome::WouldBlock,
+            (Err(Error::Halted), _) if place == Place::Queue => Outcome::Halted,
+            (Err(Error::Elsewhere), _) if place != Place::Lane => Outcome::Elsewhere,
             (_, Some(row)) if row.reply == ReplyForm::Nothing => Outcome::Done(0),
             (Ok(len), _) => Outcome::Done(len),
             (Err(error), _) => Outcome::Done(error_reply(message, header.unique, error)),
@@ -200,8 +239,9 @@ impl Server {
         header: &InHeader,
         message: &mut dyn Message,
         scratch: &mut Scratch,
-        may_block: bool,
+        place: Place,
     ) -> Result<usize> {
+        let may_block = place != Place::Queue;
         let Some(row) = Operation::by_number(header.opcode) else {
             if header.opcode == (Opcode::Init as u32).swap_bytes() {
                 tracing::error!("the guest is of the other byte order, which is not served: use a little-endian guest");
@@ -218,26 +258,32 @@ impl Server {
         if !sessionless && !self.initialized.load(Relaxed) {
             return Err(Error::Errno(libc::EIO));
         }
-        if self.fs.lacks() & (1 << row.opcode as u32) != 0 {
-            return Err(Lacking.into());
-        }
         if row.mutates && self.fs.read_only() {
             return Err(Error::Errno(libc::EROFS));
-        }
-        if row.slow && !may_block {
-            return Err(Error::WouldBlock);
         }
         let mut arguments = [0; ARGUMENTS_MAX];
         let Some(room) = arguments.get_mut(..row.arguments) else { return self.malformed() };
         if message.take(room).is_err() {
             return self.malformed();
         }
+        let fs = match (self.routes.get(row.opcode as usize).copied().unwrap_or_default(), &self.lane) {
+            (Route::Here, _) if self.fs.lacks() & (1 << row.opcode as u32) != 0 => return Err(Lacking.into()),
+            (Route::Here, _) => &*self.fs,
+            (route, _) if by_backing(row.opcode, route, room) => &*self.fs,
+            (Route::Lane, Some(lane)) if place == Place::Lane => lane.fs(),
+            (Route::Lane, _) => return Err(Error::Elsewhere),
+            (Route::Errno(libc::ENOSYS), _) => return Err(Lacking.into()),
+            (Route::Errno(errno), _) => return Err(Error::Errno(errno)),
+        };
+        if row.slow && !may_block {
+            return Err(Error::WouldBlock);
+        }
         scratch.request.clear();
         if row.names > 0 && self.take_rest(message, &mut scratch.request).is_err() {
             return self.malformed();
         }
         let cx = Context { unique: header.unique, uid: header.uid, gid: header.gid, pid: header.pid, may_block };
-        let mut call = Call { server: self, row, header, cx, arguments: &arguments, message };
+        let mut call = Call { server: self, fs, row, header, cx, arguments: &arguments, message };
         call.run(scratch)
     }
 
@@ -278,6 +324,9 @@ impl Server {
         })?;
         if negotiated != Negotiated::default() {
             self.fs.init(&negotiated);
+            if let Some(lane) = &self.lane {
+                lane.fs().init(&negotiated);
+            }
             *session = negotiated;
             self.flags.store(negotiated.flags, Relaxed);
             self.initialized.store(true, Relaxed);
@@ -325,7 +374,7 @@ impl From<Lacking> for Error {
 /// Out of the range of errnos, so that no host's ENOSYS is taken for it.
 const LACKING: i32 = i32::MIN;
 
-fn error_reply(message: &mut dyn Message, unique: u64, error: Error) -> usize {
+pub(crate) fn error_reply(message: &mut dyn Message, unique: u64, error: Error) -> usize {
     let errno = if error == Lacking.into() { libc::ENOSYS } else { error.to_wire() };
     let header = OutHeader { len: HEADER as u32, error: -errno, unique };
     if message.put(0, header.as_bytes()).is_ok() { HEADER } else { 0 }

@@ -87,7 +87,7 @@ type Cx<'a> = &'a Context;
 #[rustfmt::skip]
 impl FileSystem for Willing {
     fn destroy(&self) { self.sessions_ended.fetch_add(1, Ordering::Relaxed); }
-    fn forget(&self, _: u64, nlookup: u64) { self.forgotten.fetch_add(nlookup, Ordering::Relaxed); }
+    fn forget(&self, _: u64, nlookup: u64) -> bool { self.forgotten.fetch_add(nlookup, Ordering::Relaxed); false }
     fn lookup(&self, _: Cx<'_>, _: u64, _: &CStr) -> Result<EntryOut> { self.answer(EntryOut::default()) }
     fn getattr(&self, _: Cx<'_>, _: u64, _: Option<u64>) -> Result<AttrOut> { self.answer(AttrOut::default()) }
     fn statx(&self, _: Cx<'_>, _: u64, _: Option<u64>, _: u32) -> Result<StatxOut> { self.answer(StatxOut::default()) }

@@ -22,7 +22,7 @@ pub struct DirEntry {
 
 /// Takes a READDIR or READDIRPLUS reply apart. As in the kernel, a record that was cut off at the end is dropped, and a name that
 /// no directory can have spoils the whole reply.
-pub(crate) fn parse(mut bytes: &[u8], plus: bool) -> Result<Vec<DirEntry>> {
+pub fn parse(mut bytes: &[u8], plus: bool) -> Result<Vec<DirEntry>> {
     let mut entries = Vec::new();
     let head = if plus { size_of::<Direntplus>() } else { size_of::<Dirent>() };
     while bytes.len() >= head {

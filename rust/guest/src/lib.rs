@@ -41,7 +41,7 @@ mod window;
 pub use check::Expect;
 pub use client::{Client, RawReply, RawRequest};
 pub use connection::{Connection, Message};
-pub use dirents::DirEntry;
+pub use dirents::{DirEntry, parse as parse_listing};
 pub use error::{Error, Result};
 pub use file::File;
 pub use guest::Guest;

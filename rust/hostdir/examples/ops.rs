@@ -85,7 +85,7 @@ fn names(bench: &Bench) {
     });
     bench.run("lookup-miss", TURNS, 1, |fs, _| _ = black_box(fs.lookup(&CX, ROOT_ID, c"absent")));
     bench.run("readdirplus-new", TURNS / FILES, FILES, |fs, _| {
-        list(fs, true).into_iter().for_each(|node| fs.forget(node, 1));
+        list(fs, true).into_iter().for_each(|node| _ = fs.forget(node, 1));
     });
     bench.run("readdir", TURNS / FILES, FILES, |fs, _| _ = list(fs, false));
     bench.run("create+unlink", TURNS, 1, |fs, _| create_unlink(fs, &CX));
@@ -105,7 +105,7 @@ fn names(bench: &Bench) {
         black_box(fs.lookup(&CX, ROOT_ID, &names[i % FILES]).expect("lookup"));
     });
     bench.run("readdirplus-known", TURNS / FILES, FILES, |fs, _| {
-        list(fs, true).into_iter().for_each(|node| fs.forget(node, 1));
+        list(fs, true).into_iter().for_each(|node| _ = fs.forget(node, 1));
     });
     bench.run("getattr", TURNS, 1, |fs, i| {
         black_box(fs.getattr(&CX, nodes[i % FILES], None).expect("getattr"));

@@ -7,7 +7,7 @@ use rustix::fs::{AtFlags, Gid, Mode, OFlags, StatxFlags, Timespec, Timestamps, U
 use rustix::io::Errno;
 use rustix::path::DecInt;
 use virtiofs_fuse::wire::{AttrOut, SYMLINK_MAX, SetattrIn, StatxOut, fattr};
-use virtiofs_fuse::{Context, Result};
+use virtiofs_fuse::{BACKING, Context, Result};
 
 use crate::HostDir;
 use crate::credentials::{Caller, Rights, WithoutFsetid};
@@ -71,8 +71,8 @@ impl HostDir {
             self.set_times(&inode, &Timestamps { last_access, last_modification })?;
         }
         let status = match &handle {
-            Some(handle) => Status::basic(handle.fd())?,
-            None => Status::basic(inode.fd()?)?,
+            Some(handle) if args.fh & BACKING == 0 => Status::basic(handle.fd())?,
+            _ => Status::basic(inode.fd()?)?,
         };
         Ok(self.attributes(&inode, &status))
     }

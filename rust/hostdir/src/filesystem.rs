@@ -38,16 +38,16 @@ impl FileSystem for HostDir {
         self.op_lookup(parent, name)
     }
 
-    fn forget(&self, node: u64, nlookup: u64) {
-        self.inodes.forget(node, nlookup);
+    fn forget(&self, node: u64, nlookup: u64) -> bool {
+        self.inodes.forget(node, nlookup)
     }
 
     fn getattr(&self, _cx: &Context, node: u64, fh: Option<u64>) -> Result<AttrOut> {
-        self.op_getattr(node, fh)
+        self.op_getattr(node, self.own(fh)?)
     }
 
     fn statx(&self, _cx: &Context, node: u64, fh: Option<u64>, mask: u32) -> Result<StatxOut> {
-        self.op_statx(node, fh, mask)
+        self.op_statx(node, self.own(fh)?, mask)
     }
 
     fn setattr(&self, _cx: &Context, node: u64, args: &SetattrIn) -> Result<AttrOut> {

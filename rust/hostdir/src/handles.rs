@@ -91,7 +91,12 @@ impl<H> Handles<H> {
     }
 
     pub(crate) fn insert(&self, handle: H) -> u64 {
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        self.insert_marked(handle, 0)
+    }
+
+    /// As [`Handles::insert`], with the bits `mark` set in the number.
+    pub(crate) fn insert_marked(&self, handle: H, mark: u64) -> u64 {
+        let number = self.next.fetch_add(1, Ordering::Relaxed) | mark;
         let hash = self.seed.hash([number]);
         let entry = (number, Arc::new(handle));
         self.table.write(hash).insert_unique(hash, entry, |entry| self.seed.hash([entry.0]));

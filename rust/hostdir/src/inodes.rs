@@ -349,25 +349,25 @@ impl Inodes {
         (next * self.versions.as_ref().map_or(1, |table| table.slots()) + slot, slot)
     }
 
-    /// Takes `nlookup` lookups of a node back. Unknown ids are ignored: FORGET has no answer.
-    pub(crate) fn forget(&self, id: u64, nlookup: u64) {
+    /// Takes `nlookup` lookups of a node back, and answers whether that ended it. Unknown ids are ignored: FORGET has no answer.
+    pub(crate) fn forget(&self, id: u64, nlookup: u64) -> bool {
         if id == ROOT_ID {
-            return;
+            return false;
         }
-        let Some(inode) = self.by_id(id) else { return };
-        self.forget_inode(&inode, nlookup);
+        self.by_id(id).is_some_and(|inode| self.forget_inode(&inode, nlookup))
     }
 
     /// As [`Inodes::forget`], with the node at hand.
-    pub(crate) fn forget_inode(&self, inode: &Arc<Inode>, nlookup: u64) {
+    pub(crate) fn forget_inode(&self, inode: &Arc<Inode>, nlookup: u64) -> bool {
         if !inode.uncount(nlookup) {
-            return;
+            return false;
         }
         let hash = self.hash_key(inode.key);
         if let Ok(entry) = self.by_key.write(hash).find_entry(hash, |entry| Arc::ptr_eq(entry, inode)) {
             entry.remove();
         }
         self.remove_id(inode);
+        true
     }
 
     fn remove_id(&self, inode: &Arc<Inode>) {

@@ -5,7 +5,7 @@
 //! written (xfs) or at all (ext4), so that asking would cost a call and a thread change for most writes.
 
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 use rustix::io::Errno;
@@ -22,32 +22,10 @@ use crate::sys::{self, Piece};
 const DIRECT_UNIT: usize = 512;
 
 impl HostDir {
-    /// Reads until the end of the file or of the room: to the guest, less means end of file and may shrink its idea of the size.
     pub(crate) fn op_read(&self, cx: &Context, args: &ReadIn, out: Segments<'_>) -> Result<usize> {
         let handle = self.files.get(args.fh)?;
         self.asked(&handle.inode);
-        let mut nowait = !cx.may_block && !handle.no_nowait.load(Ordering::Relaxed);
-        let mut done = 0;
-        while let Some(piece) = Piece::at(out, done) {
-            let flags = if nowait { libc::RWF_NOWAIT } else { 0 };
-            match sys::preadv2(handle.fd(), &piece, args.offset.wrapping_add(done as u64), flags) {
-                Ok(0) => break,
-                Ok(count) => done += count,
-                Err(Errno::INTR) => continue,
-                Err(Errno::AGAIN) if nowait => return Err(Error::WouldBlock),
-                Err(Errno::OPNOTSUPP) if nowait => {
-                    handle.no_nowait.store(true, Ordering::Relaxed);
-                    nowait = false;
-                }
-                // Whatever came before the error: a short answer would say that the file ends there.
-                Err(error) => return Err(answer(error)),
-            }
-            if handle.direct && done % DIRECT_UNIT != 0 {
-                // Without the page cache only the end of the file is off the grid, and no call may start there.
-                break;
-            }
-        }
-        Ok(done)
+        read(handle.fd(), handle.direct, &handle.no_nowait, cx, args.offset, out)
     }
 
     pub(crate) fn op_write(&self, args: &WriteIn, data: Segments<'_>) -> Result<usize> {
@@ -59,19 +37,7 @@ impl HostDir {
         let _guard = if args.write_flags & bits::WRITE_KILL_SUIDGID != 0 { losing_suid(&handle.inode)? } else { None };
         // The guest's offset for an append is its idea of the size; the host knows whether another guest appended meanwhile.
         let appends = args.flags as i32 & libc::O_APPEND != 0 && !from_cache && !self.writeback();
-        let flags = if appends { libc::RWF_APPEND } else { 0 };
-        let mut done = 0;
-        while let Some(piece) = Piece::at(data, done) {
-            match sys::pwritev2(fd, &piece, args.offset.wrapping_add(done as u64), flags) {
-                Ok(0) => break,
-                Ok(count) => done += count,
-                Err(Errno::INTR) => continue,
-                // The disk filled up on the way: what was written counts, and the next write gets the error.
-                Err(_) if done > 0 => break,
-                Err(error) => return Err(answer(error)),
-            }
-        }
-        Ok(done)
+        write(fd, if appends { libc::RWF_APPEND } else { 0 }, args.offset, data)
     }
 
     /// A descriptor of the same file that goes through the page cache. Pages that the guest writes back must: they may be unaligned at the
@@ -92,12 +58,7 @@ impl HostDir {
         if !handle.writes {
             return Ok(());
         }
-        let duplicate = rustix::io::fcntl_dupfd_cloexec(handle.fd(), 0).lift()?;
-        match sys::close(duplicate) {
-            // The descriptor is gone in any case (man 2 close), and nothing was left unsaid.
-            Err(Errno::INTR) => Ok(()),
-            result => result.lift(),
-        }
+        flush(handle.fd())
     }
 
     pub(crate) fn op_fsync(&self, fh: u64, datasync: bool) -> Result<()> {
@@ -113,35 +74,19 @@ impl HostDir {
         let _change = self.changing(&handle.inode);
         let _guard = if is_privileged(cx) { None } else { losing_suid(&handle.inode)? };
         self.drop_capability(&handle.inode)?;
-        let mode = FallocateFlags::from_bits_retain(args.mode);
-        rustix::io::retry_on_intr(|| rustix::fs::fallocate(handle.fd(), mode, args.offset, args.length)).lift()
+        fallocate(handle.fd(), args)
     }
 
     pub(crate) fn op_lseek(&self, fh: u64, offset: u64, whence: u32) -> Result<u64> {
-        let handle = self.files.get(fh)?;
-        let Ok(start) = i64::try_from(offset) else { return errno(libc::ENXIO) };
-        let position = match whence as i32 {
-            libc::SEEK_DATA => SeekFrom::Data(start as u64),
-            libc::SEEK_HOLE => SeekFrom::Hole(start as u64),
-            _ => return errno(libc::EINVAL),
-        };
-        rustix::fs::seek(handle.fd(), position).lift()
+        lseek(self.files.get(fh)?.fd(), offset, whence)
     }
 
     pub(crate) fn op_copy_file_range(&self, cx: &Context, args: &CopyFileRangeIn) -> Result<u64> {
         let (from, to) = (self.files.get(args.fh_in)?, self.files.get(args.fh_out)?);
-        if args.flags != 0 {
-            return errno(libc::EINVAL);
-        }
         let _change = self.changing(&to.inode);
         self.drop_capability(&to.inode)?;
         let _guard = if is_privileged(cx) { None } else { losing_suid(&to.inode)? };
-        let (mut off_in, mut off_out) = (args.off_in, args.off_out);
-        let len = usize::try_from(args.len).unwrap_or(usize::MAX);
-        let copied = rustix::io::retry_on_intr(|| {
-            rustix::fs::copy_file_range(from.fd(), Some(&mut off_in), to.fd(), Some(&mut off_out), len)
-        });
-        copied.map(|count| count as u64).lift()
+        copy_file_range(from.fd(), to.fd(), args)
     }
 }
 
@@ -151,6 +96,91 @@ fn is_privileged(cx: &Context) -> bool {
     cx.uid == 0
 }
 
-fn fsync(fd: BorrowedFd<'_>, datasync: bool) -> Result<()> {
+/// Reads until the end of the file or of the room: to the guest, less means end of file and may shrink its idea of the size.
+pub(crate) fn read(
+    fd: BorrowedFd<'_>,
+    direct: bool,
+    no_nowait: &AtomicBool,
+    cx: &Context,
+    offset: u64,
+    out: Segments<'_>,
+) -> Result<usize> {
+    let mut nowait = !cx.may_block && !no_nowait.load(Ordering::Relaxed);
+    let mut done = 0;
+    while let Some(piece) = Piece::at(out, done) {
+        let flags = if nowait { libc::RWF_NOWAIT } else { 0 };
+        match sys::preadv2(fd, &piece, offset.wrapping_add(done as u64), flags) {
+            Ok(0) => break,
+            Ok(count) => done += count,
+            Err(Errno::INTR) => continue,
+            Err(Errno::AGAIN) if nowait => return Err(Error::WouldBlock),
+            Err(Errno::OPNOTSUPP) if nowait => {
+                no_nowait.store(true, Ordering::Relaxed);
+                nowait = false;
+            }
+            // Whatever came before the error: a short answer would say that the file ends there.
+            Err(error) => return Err(answer(error)),
+        }
+        if direct && done % DIRECT_UNIT != 0 {
+            // Without the page cache only the end of the file is off the grid, and no call may start there.
+            break;
+        }
+    }
+    Ok(done)
+}
+
+/// Writes all of `data`, or as much as there is room for.
+pub(crate) fn write(fd: BorrowedFd<'_>, flags: i32, offset: u64, data: Segments<'_>) -> Result<usize> {
+    let mut done = 0;
+    while let Some(piece) = Piece::at(data, done) {
+        match sys::pwritev2(fd, &piece, offset.wrapping_add(done as u64), flags) {
+            Ok(0) => break,
+            Ok(count) => done += count,
+            Err(Errno::INTR) => continue,
+            // The disk filled up on the way: what was written counts, and the next write gets the error.
+            Err(_) if done > 0 => break,
+            Err(error) => return Err(answer(error)),
+        }
+    }
+    Ok(done)
+}
+
+/// Lets the file system of `fd` report what it has to at a close.
+pub(crate) fn flush(fd: BorrowedFd<'_>) -> Result<()> {
+    let duplicate = rustix::io::fcntl_dupfd_cloexec(fd, 0).lift()?;
+    match sys::close(duplicate) {
+        // The descriptor is gone in any case (man 2 close), and nothing was left unsaid.
+        Err(Errno::INTR) => Ok(()),
+        result => result.lift(),
+    }
+}
+
+pub(crate) fn fallocate(fd: BorrowedFd<'_>, args: &FallocateIn) -> Result<()> {
+    let mode = FallocateFlags::from_bits_retain(args.mode);
+    rustix::io::retry_on_intr(|| rustix::fs::fallocate(fd, mode, args.offset, args.length)).lift()
+}
+
+pub(crate) fn lseek(fd: BorrowedFd<'_>, offset: u64, whence: u32) -> Result<u64> {
+    let Ok(start) = i64::try_from(offset) else { return errno(libc::ENXIO) };
+    let position = match whence as i32 {
+        libc::SEEK_DATA => SeekFrom::Data(start as u64),
+        libc::SEEK_HOLE => SeekFrom::Hole(start as u64),
+        _ => return errno(libc::EINVAL),
+    };
+    rustix::fs::seek(fd, position).lift()
+}
+
+pub(crate) fn copy_file_range(from: BorrowedFd<'_>, to: BorrowedFd<'_>, args: &CopyFileRangeIn) -> Result<u64> {
+    if args.flags != 0 {
+        return errno(libc::EINVAL);
+    }
+    let (mut off_in, mut off_out) = (args.off_in, args.off_out);
+    let len = usize::try_from(args.len).unwrap_or(usize::MAX);
+    let copied =
+        rustix::io::retry_on_intr(|| rustix::fs::copy_file_range(from, Some(&mut off_in), to, Some(&mut off_out), len));
+    copied.map(|count| count as u64).lift()
+}
+
+pub(crate) fn fsync(fd: BorrowedFd<'_>, datasync: bool) -> Result<()> {
     rustix::io::retry_on_intr(|| if datasync { rustix::fs::fdatasync(fd) } else { rustix::fs::fsync(fd) }).lift()
 }

@@ -29,6 +29,8 @@
 //! | FLUSH | fcntl(F_DUPFD), close if the handle may write |
 
 mod attributes;
+mod backings;
+mod borrowed;
 mod changes;
 mod config;
 mod create;
@@ -57,6 +59,7 @@ mod sys;
 mod xattr;
 mod xattrmap;
 
+pub use backings::Backings;
 pub use config::{Config, Effects, Pace};
 pub use credentials::may_change_owner;
 pub use hostdir::HostDir;

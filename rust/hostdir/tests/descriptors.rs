@@ -45,7 +45,7 @@ fn every_node_works_whether_it_has_a_descriptor_or_not() {
     for (number, &node) in nodes.iter().enumerate() {
         assert_eq!(share.node(&number.to_string()), node);
     }
-    nodes.iter().for_each(|&node| share.fs.forget(node, 2));
+    nodes.iter().for_each(|&node| _ = share.fs.forget(node, 2));
     assert_eq!((share.fs.nodes(), share.fs.node_descriptors()), (1, 1));
 }
 
@@ -75,7 +75,7 @@ fn a_file_that_is_gone_is_stale_and_its_number_leads_nobody_astray() {
         }
     }
     assert!(stale >= FILES - LIMIT, "{stale}");
-    nodes.iter().for_each(|&node| share.fs.forget(node, 1));
+    nodes.iter().for_each(|&node| _ = share.fs.forget(node, 1));
     assert_eq!(share.fs.nodes(), 1 + FILES);
 }
 
@@ -119,7 +119,7 @@ fn threads_that_fight_over_few_descriptors_never_meet_a_wrong_file() {
             });
         }
     });
-    nodes.iter().for_each(|&node| share.fs.forget(node, 1));
+    nodes.iter().for_each(|&node| _ = share.fs.forget(node, 1));
     assert_eq!((share.fs.nodes(), share.fs.node_descriptors()), (1, 1));
 }
 

@@ -9,8 +9,10 @@ use pyo3::types::{PyBytes, PyDict};
 use virtiofs_fuse::wire::{CopyFileRangeIn, RemovemappingOne, SetattrIn, SetupmappingIn, bits, fattr};
 use virtiofs_guest::{Client as Native, Guest, RawRequest, Result};
 
+use crate::attr::{Attr, split};
+use crate::detached::Detached;
 use crate::errors;
-use crate::types::{Attr, DirEntry, Entry, Open, Statfs};
+use crate::types::{DirEntry, Entry, Open, Statfs};
 
 /// A name as `os` functions take it: str with surrogateescape, or bytes.
 pub(crate) struct Name(pub(crate) Vec<u8>);
@@ -30,7 +32,7 @@ impl<'py> FromPyObject<'_, 'py> for Name {
 /// interpreter free for other threads.
 #[pyclass(frozen, module = "virtiofs._core")]
 pub(crate) struct Client {
-    pub(crate) guest: Guest,
+    pub(crate) guest: Detached<Guest>,
 }
 
 impl Client {
@@ -41,11 +43,6 @@ impl Client {
 
 pub(crate) fn bytes<'py>(py: Python<'py>, data: &[u8]) -> Bound<'py, PyBytes> {
     PyBytes::new(py, data)
-}
-
-/// Nanoseconds since the epoch as seconds and the rest.
-fn split(nanoseconds: i128) -> (u64, u32) {
-    (nanoseconds.div_euclid(1_000_000_000) as i64 as u64, nanoseconds.rem_euclid(1_000_000_000) as u32)
 }
 
 #[pymethods]
@@ -102,7 +99,7 @@ impl Client {
     }
 
     fn lookup(&self, py: Python<'_>, parent: u64, name: Name) -> PyResult<Entry> {
-        Ok((&self.run(py, |native| native.lookup(parent, &name.0))?).into())
+        Entry::of_guest(py, &self.run(py, |native| native.lookup(parent, &name.0))?)
     }
 
     fn forget(&self, py: Python<'_>, node: u64, nlookup: u64) -> PyResult<()> {
@@ -160,17 +157,17 @@ impl Client {
     }
 
     fn symlink(&self, py: Python<'_>, parent: u64, name: Name, target: Name) -> PyResult<Entry> {
-        Ok((&self.run(py, |native| native.symlink(parent, &name.0, &target.0))?).into())
+        Entry::of_guest(py, &self.run(py, |native| native.symlink(parent, &name.0, &target.0))?)
     }
 
     #[pyo3(signature = (parent, name, mode, rdev=0, umask=0))]
     fn mknod(&self, py: Python<'_>, parent: u64, name: Name, mode: u32, rdev: u32, umask: u32) -> PyResult<Entry> {
-        Ok((&self.run(py, |native| native.mknod(parent, &name.0, mode, rdev, umask))?).into())
+        Entry::of_guest(py, &self.run(py, |native| native.mknod(parent, &name.0, mode, rdev, umask))?)
     }
 
     #[pyo3(signature = (parent, name, mode=0o777, umask=0o022))]
     fn mkdir(&self, py: Python<'_>, parent: u64, name: Name, mode: u32, umask: u32) -> PyResult<Entry> {
-        Ok((&self.run(py, |native| native.mkdir(parent, &name.0, mode, umask))?).into())
+        Entry::of_guest(py, &self.run(py, |native| native.mkdir(parent, &name.0, mode, umask))?)
     }
 
     fn unlink(&self, py: Python<'_>, parent: u64, name: Name) -> PyResult<()> {
@@ -195,11 +192,11 @@ impl Client {
     }
 
     fn link(&self, py: Python<'_>, node: u64, newparent: u64, newname: Name) -> PyResult<Entry> {
-        Ok((&self.run(py, |native| native.link(node, newparent, &newname.0))?).into())
+        Entry::of_guest(py, &self.run(py, |native| native.link(node, newparent, &newname.0))?)
     }
 
     fn open(&self, py: Python<'_>, node: u64, flags: u32) -> PyResult<Open> {
-        Ok((&self.run(py, |native| native.open(node, flags))?).into())
+        Open::by_number(py, &self.run(py, |native| native.open(node, flags))?)
     }
 
     #[pyo3(signature = (parent, name, flags, mode=0o666, umask=0o022))]
@@ -213,7 +210,7 @@ impl Client {
         umask: u32,
     ) -> PyResult<(Entry, Open)> {
         let (entry, open) = self.run(py, |native| native.create_file(parent, &name.0, flags, mode, umask))?;
-        Ok(((&entry).into(), (&open).into()))
+        Ok((Entry::of_guest(py, &entry)?, Open::by_number(py, &open)?))
     }
 
     fn read<'py>(
@@ -248,7 +245,7 @@ impl Client {
 
     #[pyo3(signature = (node, flags=0))]
     fn opendir(&self, py: Python<'_>, node: u64, flags: u32) -> PyResult<Open> {
-        Ok((&self.run(py, |native| native.opendir(node, flags))?).into())
+        Open::by_number(py, &self.run(py, |native| native.opendir(node, flags))?)
     }
 
     #[pyo3(signature = (node, handle, offset=0, size=32768, plus=false))]
@@ -265,7 +262,7 @@ impl Client {
             true => native.readdirplus(node, handle, offset, size),
             false => native.readdir(node, handle, offset, size),
         })?;
-        Ok(entries.into_iter().map(DirEntry::from).collect())
+        entries.into_iter().map(|entry| DirEntry::of_guest(py, entry)).collect()
     }
 
     fn releasedir(&self, py: Python<'_>, node: u64, handle: u64) -> PyResult<()> {

@@ -9,18 +9,19 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 use virtiofs_device as device;
 use virtiofs_device::{Call, DeviceError, Identity, QueueSetup};
-use virtiofs_fuse::{Limits, Server};
+use virtiofs_fuse::Limits;
 use virtiofs_virtqueue::Event;
 
 use crate::calls::Subscription;
+use crate::engine::{Engine, Served};
 use crate::memory::GuestMemory;
-use crate::passthrough::HostDir;
 use crate::{errors, fd};
 
 /// A virtio-fs device. Python's `Device` says what is what; here is what it runs on.
 #[pyclass(frozen, module = "virtiofs._core")]
 pub(crate) struct Device {
     native: Option<Arc<device::Device>>,
+    served: Served,
     /// Of the queues that are set up now.
     calls: Mutex<Vec<Subscription>>,
     process: u32,
@@ -97,7 +98,13 @@ impl Drop for Device {
             std::mem::forget((native, calls));
             return;
         }
-        Python::attach(|py| py.detach(|| drop((native, calls))));
+        // Registers before the device may outlive it here.
+        self.served.end_after(|| {
+            if let Some(native) = &native {
+                native.close();
+            }
+            drop((native, calls));
+        });
     }
 }
 
@@ -107,7 +114,7 @@ impl Device {
     #[pyo3(signature = (fs, memory, *, tag, request_queues, slow_threads, want))]
     fn new(
         py: Python<'_>,
-        fs: &HostDir,
+        fs: Engine,
         memory: &GuestMemory,
         tag: &str,
         request_queues: u16,
@@ -115,12 +122,11 @@ impl Device {
         want: u64,
     ) -> PyResult<Device> {
         let identity = Identity::new(tag, request_queues).map_err(|error| PyValueError::new_err(error.to_string()))?;
-        let native = py.detach(|| {
-            let server = Arc::new(Server::new(fs.open()?, Limits { want, ..Limits::default() }));
-            Ok::<_, PyErr>(Arc::new(device::Device::new(identity, server, Arc::clone(&memory.shared), slow_threads)))
-        })?;
+        let served = fs.open(py, Limits { want, ..Limits::default() })?;
+        let (server, guest) = (Arc::clone(&served.server), Arc::clone(&memory.shared));
+        let native = Arc::new(device::Device::new(identity, server, guest, slow_threads));
         memory.used_by(&native);
-        Ok(Device { native: Some(native), calls: Mutex::default(), process: std::process::id() })
+        Ok(Device { native: Some(native), served, calls: Mutex::default(), process: std::process::id() })
     }
 
     /// `ready`, `running`, `paused` or `closed`.
@@ -201,7 +207,7 @@ impl Device {
     /// Ends the device. May be called again, and does nothing in a fork.
     fn close(&self, py: Python<'_>) {
         if let Ok(native) = self.native(py) {
-            py.detach(|| native.close());
+            self.served.end_after(|| native.close());
             self.forget_calls(py);
         }
     }

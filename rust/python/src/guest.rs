@@ -14,17 +14,19 @@ use pyo3::types::PyBytes;
 use rustix::net::{Shutdown, shutdown};
 use virtiofs_guest::{self as guest, Options, Result};
 
+use crate::attr::Attr;
 use crate::client::{Client, Name, bytes};
+use crate::detached::Detached;
 use crate::device::{Device, Mmio};
 use crate::embedded::{Direct, Vmm};
 use crate::errors;
-use crate::types::{Attr, DirEntry, Statfs};
+use crate::types::{DirEntry, Statfs};
 use crate::versions::VersionTable;
 
 /// A share that is mounted in this process.
 #[pyclass(frozen, subclass, module = "virtiofs._core")]
 pub(crate) struct Guest {
-    native: guest::Guest,
+    native: Detached<guest::Guest>,
 }
 
 impl Guest {
@@ -104,7 +106,8 @@ impl Guest {
                 py.detach(|| guest::Guest::over(Box::new(guest::Mmio::new(vmm)?), options))
             }
         };
-        Ok(Guest { native: native.map_err(|error| errors::of_guest(py, error))? })
+        let native = native.map_err(|error| errors::of_guest(py, error))?;
+        Ok(Guest { native: Detached::new(native) })
     }
 
     /// Gives all nodes back, ends the session and hangs up. Open files do not work any more.
@@ -146,7 +149,7 @@ impl Guest {
     /// The operations beneath, by node id.
     #[getter]
     fn client(&self) -> Client {
-        Client { guest: self.native.clone() }
+        Client { guest: Detached::new(self.native.clone()) }
     }
 
     /// Forgets cached names and nodes, and waits until the server has taken that.
@@ -174,7 +177,7 @@ impl Guest {
     #[pyo3(signature = (path, flags=0, mode=0o666))]
     fn open(&self, py: Python<'_>, path: PathBuf, flags: i32, mode: u32) -> PyResult<File> {
         let file = self.run(py, |native| native.open(path, flags, mode))?;
-        Ok(File { native: Mutex::new(Some(file)) })
+        Ok(File { native: Detached::new(Mutex::new(Some(file))) })
     }
 
     /// The names of a directory, without `.` and `..`, as the server orders them.
@@ -187,7 +190,7 @@ impl Guest {
     /// The entries of a directory, without `.` and `..`, with attributes where the server gives them along.
     #[pyo3(signature = (path=PathBuf::new()))]
     fn scandir(&self, py: Python<'_>, path: PathBuf) -> PyResult<Vec<DirEntry>> {
-        Ok(self.run(py, |native| native.scandir(path))?.into_iter().map(DirEntry::from).collect())
+        self.run(py, |native| native.scandir(path))?.into_iter().map(|entry| DirEntry::of_guest(py, entry)).collect()
     }
 
     /// All paths below `top` with their attributes, directories before what is in them; symlinks are not followed.
@@ -329,7 +332,7 @@ impl Guest {
 /// A file that a `Guest` has open. Offsets and sizes are in bytes.
 #[pyclass(frozen, module = "virtiofs._core")]
 pub(crate) struct File {
-    native: Mutex<Option<guest::File>>,
+    native: Detached<Mutex<Option<guest::File>>>,
 }
 
 impl File {

@@ -3,19 +3,34 @@
 //! Python decides, so what is here takes numbers, starts and ends threads, and converts. Every wait runs without the
 //! interpreter; no thread is started by an import.
 
+mod attr;
+mod backlog;
+mod buffer;
 mod calls;
 mod client;
 mod constants;
+mod convert;
+mod detached;
 mod device;
 mod embedded;
+mod engine;
 mod errors;
+mod faults;
 mod fd;
 mod guest;
+mod handlers;
+mod kept;
+mod lane;
 mod log;
 mod memory;
 mod mount;
+mod native;
+mod nodes;
+mod opened;
 mod passthrough;
+mod request;
 mod server;
+mod turn;
 mod types;
 mod versions;
 
@@ -27,11 +42,17 @@ mod _core {
     use super::*;
 
     #[pymodule_export]
+    use super::attr::Attr;
+    #[pymodule_export]
     use super::client::Client;
     #[pymodule_export]
     use super::device::{Device, Mmio};
     #[pymodule_export]
+    use super::engine::Routed;
+    #[pymodule_export]
     use super::guest::{File, Guest};
+    #[pymodule_export]
+    use super::lane::EventLoop;
     #[pymodule_export]
     use super::log::{log, log_sink, log_stop, log_to_python, log_to_stderr, log_to_syslog};
     #[pymodule_export]
@@ -39,11 +60,15 @@ mod _core {
     #[pymodule_export]
     use super::mount::{Connection, fuse_mount, fuse_unmount};
     #[pymodule_export]
+    use super::native::{Native, Node};
+    #[pymodule_export]
     use super::passthrough::HostDir;
+    #[pymodule_export]
+    use super::request::{Changes, Lock, Request};
     #[pymodule_export]
     use super::server::Daemon;
     #[pymodule_export]
-    use super::types::{Attr, DirEntry, Entry, Open, Statfs};
+    use super::types::{DirEntry, Entry, Open, Statfs};
     #[pymodule_export]
     use super::versions::VersionTable;
 

@@ -11,11 +11,11 @@ use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use virtiofs_device::fusedev::{self, Backlog, Config, Connection as Native};
-use virtiofs_fuse::{Limits, Server};
+use virtiofs_fuse::Limits;
 
+use crate::engine::{Engine, Served};
 use crate::errors::of_errno;
 use crate::fd;
-use crate::passthrough::HostDir;
 use crate::server::counters;
 
 /// Mounts /dev/fuse at a directory and answers its descriptor, which is the caller's to close.
@@ -47,7 +47,7 @@ fn of_io(py: Python<'_>, error: &io::Error) -> PyErr {
 /// A file system that is opened, and then served to the kernel.
 #[pyclass(frozen, module = "virtiofs._core")]
 pub(crate) struct Connection {
-    server: Arc<Server>,
+    served: Served,
     config: Config,
     native: OnceLock<Native>,
     /// The process that has its threads.
@@ -76,8 +76,10 @@ impl Connection {
 impl Drop for Connection {
     fn drop(&mut self) {
         if self.process != std::process::id() {
-            std::mem::forget(self.native.take());
+            return std::mem::forget(self.native.take());
         }
+        let (native, served) = (&mut self.native, &self.served);
+        served.end_after(|| drop(native.take()));
     }
 }
 
@@ -87,7 +89,7 @@ impl Connection {
     #[pyo3(signature = (fs, *, threads, slow_threads, max_write, want))]
     fn new(
         py: Python<'_>,
-        fs: &HostDir,
+        fs: Engine,
         threads: usize,
         slow_threads: usize,
         max_write: u32,
@@ -95,14 +97,14 @@ impl Connection {
     ) -> PyResult<Connection> {
         let config = Config { threads, slow_threads, max_write: max_write as usize };
         let limits = Limits { want, max_write, ..Limits::default() };
-        let server = Arc::new(Server::new(py.detach(|| fs.open())?, limits));
-        Ok(Connection { server, config, native: OnceLock::new(), process: std::process::id() })
+        let served = fs.open(py, limits)?;
+        Ok(Connection { served, config, native: OnceLock::new(), process: std::process::id() })
     }
 
     /// Starts to serve the kernel at the other end of `fd`, once.
     fn serve(&self, py: Python<'_>, fd: RawFd) -> PyResult<()> {
         let fd = fd::duplicate(fd)?;
-        let native = py.detach(|| Native::start(Arc::clone(&self.server), fd, self.config))?;
+        let native = py.detach(|| Native::start(Arc::clone(&self.served.server), fd, self.config))?;
         self.native.set(native).map_err(|_| PyRuntimeError::new_err("the mount is served already"))
     }
 
@@ -114,9 +116,9 @@ impl Connection {
     }
 
     /// Answers what is in flight, fails what comes after, and joins all threads. May be called again.
-    fn stop(&self, py: Python<'_>) -> PyResult<()> {
+    fn stop(&self) -> PyResult<()> {
         let native = self.native()?;
-        py.detach(|| native.stop());
+        self.served.end_after(|| native.stop());
         Ok(())
     }
 

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use virtiofs_fuse::FileSystem;
 use virtiofs_hostdir as hostdir;
 
 use crate::versions::VersionTable;
@@ -26,7 +25,7 @@ pub(crate) struct HostDir {
 
 impl HostDir {
     /// A file system for one server.
-    pub(crate) fn open(&self) -> PyResult<Arc<dyn FileSystem>> {
+    pub(crate) fn open(&self) -> PyResult<Arc<hostdir::HostDir>> {
         Ok(Arc::new(hostdir::HostDir::sharing(self.config.clone(), Arc::clone(&LOCKS))?))
     }
 }
@@ -101,7 +100,7 @@ impl HostDir {
     }
 }
 
-fn timeout(seconds: f64) -> PyResult<Duration> {
+pub(crate) fn timeout(seconds: f64) -> PyResult<Duration> {
     if seconds.is_nan() || seconds < 0.0 {
         return Err(PyValueError::new_err(format!("a timeout is in seconds, from 0 on, not {seconds}")));
     }

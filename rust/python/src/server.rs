@@ -11,8 +11,8 @@ use virtiofs_device::Identity;
 use virtiofs_device::vhost_user::{Config, Daemon as Native, Source, WindowSettings};
 use virtiofs_fuse::{Limits, Server};
 
+use crate::engine::{Engine, Served};
 use crate::fd;
-use crate::passthrough::HostDir;
 
 /// How long a VMM has to answer before it is asked no more. QEMU takes milliseconds, and seconds when its host does.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -21,6 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 #[pyclass(frozen, module = "virtiofs._core")]
 pub(crate) struct Daemon {
     native: Option<Native>,
+    served: Served,
     /// The process that has its threads.
     process: u32,
 }
@@ -38,8 +39,10 @@ impl Daemon {
 impl Drop for Daemon {
     fn drop(&mut self) {
         if self.process != std::process::id() {
-            std::mem::forget(self.native.take());
+            return std::mem::forget(self.native.take());
         }
+        let (native, served) = (&mut self.native, &self.served);
+        served.end_after(|| drop(native.take()));
     }
 }
 
@@ -50,7 +53,7 @@ impl Daemon {
     #[allow(clippy::too_many_arguments)]
     fn new(
         py: Python<'_>,
-        fs: &HostDir,
+        fs: Engine,
         fd: RawFd,
         tag: &str,
         request_queues: u16,
@@ -72,23 +75,33 @@ impl Daemon {
             }
         };
         let config = Config { identity, once, slow_threads, window };
-        let native = py.detach(|| {
-            let server = Server::new(fs.open()?, Limits { want, ..Limits::default() });
-            Ok::<_, PyErr>(Native::start(Arc::new(server), Source::from_fd(fd)?, config)?)
-        })?;
-        Ok(Daemon { native: Some(native), process: std::process::id() })
+        let served = fs.open(py, Limits { want, ..Limits::default() })?;
+        let started = py.detach(|| Native::start(Arc::clone(&served.server), Source::from_fd(fd)?, config));
+        match started {
+            Ok(native) => Ok(Daemon { native: Some(native), served, process: std::process::id() }),
+            Err(error) => {
+                served.end_after(|| ());
+                Err(error.into())
+            }
+        }
     }
 
     /// Ends the session of a guest, answers what is in flight, and joins all threads. May be called again.
-    fn stop(&self, py: Python<'_>) -> PyResult<()> {
+    fn stop(&self) -> PyResult<()> {
         let native = self.native()?;
-        py.detach(|| native.stop());
+        self.served.end_after(|| native.stop());
         Ok(())
     }
 
     /// A descriptor that becomes readable when the server has ended.
     fn fileno(&self) -> PyResult<RawFd> {
         Ok(self.native()?.as_fd().as_raw_fd())
+    }
+
+    /// Requests that handlers are at, the oldest first: operation, node id, seconds.
+    fn in_flight(&self) -> Vec<(&'static str, u64, f64)> {
+        let flights = self.served.lanes.as_ref().map(|lanes| lanes.in_flight()).unwrap_or_default();
+        flights.into_iter().map(|(operation, node, age)| (operation, node, age.as_secs_f64())).collect()
     }
 
     /// The counters, by name.

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use virtiofs_fuse::{Outcome, Pending, Scratch, Server};
+use virtiofs_fuse::{Carried, Message, Outcome, Pending, Scratch, Server};
 use virtiofs_virtqueue::Event;
 
 use super::buffer::{Buffer, Buffers};
@@ -55,8 +55,10 @@ impl Desk {
                 self.buffers.put(buffer);
             }
             Outcome::Later(pending) => self.park(channel, buffer, pending),
-            // It was told that it may wait, and there is no device here that could be stopped.
-            Outcome::WouldBlock | Outcome::Halted => tracing::error!("an operation would not wait where it may"),
+            // It was told that it may wait, there is no device here that could be stopped, and the lane's came not here.
+            Outcome::WouldBlock | Outcome::Halted | Outcome::Elsewhere => {
+                tracing::error!("an operation would not wait where it may");
+            }
         }
         scratch.finish();
     }
@@ -82,6 +84,32 @@ impl Desk {
 fn answer(channel: &Channel, buffer: &Buffer, len: usize) {
     if len > 0 {
         channel.reply(buffer, len);
+    }
+}
+
+/// A request on its way through a lane.
+struct Travelling {
+    desk: Arc<Desk>,
+    channel: Arc<Channel>,
+    buffer: Buffer,
+}
+
+impl Carried for Travelling {
+    fn message(&mut self) -> &mut dyn Message {
+        &mut self.buffer
+    }
+
+    fn rewind(&mut self) {
+        self.buffer.rewind();
+    }
+
+    fn unwanted(&self) -> bool {
+        self.desk.gone.load(Ordering::Relaxed)
+    }
+
+    fn complete(self: Box<Self>, len: usize) {
+        answer(&self.channel, &self.buffer, len);
+        self.desk.buffers.put(self.buffer);
     }
 }
 
@@ -137,6 +165,7 @@ impl Worker {
 
     fn close(&self) {
         self.desk.gone.store(true, Ordering::Relaxed);
+        self.desk.server.sweep();
         self.desk.close();
         self.end.signal();
     }
@@ -155,6 +184,10 @@ impl Worker {
                 let mut request = self.exchange(buffer);
                 request.rewind();
                 self.offload(request, scratch);
+            }
+            Outcome::Elsewhere => {
+                let (desk, channel) = (Arc::clone(desk), Arc::clone(&self.channel));
+                desk.server.clone().send(Box::new(Travelling { desk, channel, buffer: self.exchange(buffer) }));
             }
         }
     }

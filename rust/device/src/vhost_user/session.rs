@@ -234,7 +234,8 @@ impl Session {
         self.with.server.reset();
     }
 
-    fn halt(&mut self) {
+    /// Stops all queues, with what is in flight answered.
+    pub(super) fn halt(&mut self) {
         self.halt_window();
         self.vrings.iter_mut().for_each(Vring::halt);
     }

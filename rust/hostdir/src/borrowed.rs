@@ -1,0 +1,53 @@
+//! What those get who decide about single nodes and handles from outside: holds on nodes, their descriptors, files of their own.
+
+use std::ffi::OsString;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+
+use rustix::fs::OFlags;
+use rustix::path::DecInt;
+use virtiofs_fuse::wire::ROOT_ID;
+use virtiofs_fuse::{BACKING, Result};
+
+use crate::HostDir;
+use crate::backings::may_write;
+use crate::error::{Lift, STALE};
+use crate::handles::FileHandle;
+
+impl HostDir {
+    /// Counts a node once more; [`forget`](virtiofs_fuse::FileSystem::forget) takes that back.
+    pub fn hold(&self, node: u64) -> Result<()> {
+        if node == ROOT_ID || self.inodes.get(node)?.count() { Ok(()) } else { Err(STALE) }
+    }
+
+    /// An O_PATH descriptor of the node's inode.
+    pub fn descriptor(&self, node: u64) -> Result<OwnedFd> {
+        self.proc.reopen(self.inodes.get(node)?.fd()?, OFlags::PATH)
+    }
+
+    /// Where the node's inode is on the host at present: one of its names, or what proc(5) says of an inode without one.
+    pub fn path(&self, node: u64) -> Result<PathBuf> {
+        let inode = self.inodes.get(node)?;
+        let fd = inode.fd()?;
+        let target = rustix::fs::readlinkat(self.proc.dir(), DecInt::from_fd(&fd).as_c_str(), Vec::new()).lift()?;
+        Ok(OsString::from_vec(target.into_bytes()).into())
+    }
+
+    /// Serves the open file `fd` as a handle of `node`, and answers the handle.
+    pub fn adopt(&self, node: u64, fd: OwnedFd) -> Result<u64> {
+        let flags = if may_write(&fd)? { libc::O_RDWR } else { libc::O_RDONLY };
+        let mut handle = FileHandle::new(self.inodes.get(node)?, fd, flags);
+        // It is not the node's file, so no later open may have its descriptor.
+        handle.plain = false;
+        Ok(self.files.insert_marked(handle, BACKING))
+    }
+
+    /// The handle, if it is of the node's own file. One that stands for its data has attributes of its own, which are not the node's.
+    pub(crate) fn own(&self, fh: Option<u64>) -> Result<Option<u64>> {
+        match fh {
+            Some(fh) if fh & BACKING != 0 => self.files.get(fh).map(|_| None),
+            fh => Ok(fh),
+        }
+    }
+}

@@ -1,0 +1,431 @@
+//! The threads that run Python's handlers.
+//!
+//! A lane attaches to the interpreter once and keeps its thread state: attaching anew costs forty times what a call does. It drains what
+//! waits, and lets go of the interpreter while it waits. With handlers that are to be awaited it runs an event loop of Python's
+//! (`virtiofs.lane`), in which any number of requests are in flight.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+use pyo3::prelude::*;
+use virtiofs_fuse::op::OPCODES;
+use virtiofs_fuse::{FileSystem, Lane as Contract, Opcode, Scratch, Ticket};
+
+use crate::backlog::{Backlog, Work};
+use crate::handlers::{Base, Handlers, Method};
+use crate::native::Node;
+use crate::turn::{self, Call, Turn};
+
+/// How long requests in flight may take once the server ends, and how long lanes then may take to end.
+const GRACE: Duration = Duration::from_millis(1200);
+const LEAVE: Duration = Duration::from_millis(400);
+
+/// A request on its way through the lanes.
+pub(crate) struct Flight {
+    number: u64,
+    pub(crate) opcode: Opcode,
+    pub(crate) node: u64,
+    pub(crate) since: Instant,
+    /// Taken by whoever answers, and during a turn.
+    ticket: Mutex<Option<Ticket>>,
+    /// What is awaited.
+    task: Mutex<Option<Py<PyAny>>>,
+}
+
+/// What is told of a session's begin and end.
+#[derive(Default)]
+pub(crate) struct Moments {
+    pub(crate) begin: Option<Method>,
+    pub(crate) end: Option<Method>,
+}
+
+/// All lanes of one server.
+pub(crate) struct Lanes {
+    handlers: Handlers,
+    moments: Moments,
+    backlog: Arc<Backlog>,
+    flights: Mutex<HashMap<u64, Arc<Flight>>>,
+    number: AtomicU64,
+    deadlines: [Option<Duration>; OPCODES],
+    /// Lanes that run, and whether the server ends.
+    running: Mutex<Running>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Running {
+    lanes: usize,
+    /// When requests in flight are answered whatever they are at.
+    end: Option<Instant>,
+    over: bool,
+    threads: Vec<JoinHandle<()>>,
+    watched: bool,
+}
+
+impl Contract for Lanes {
+    fn fs(&self) -> &dyn FileSystem {
+        &self.handlers
+    }
+
+    fn take(&self, ticket: Ticket) {
+        let number = self.number.fetch_add(1, Ordering::Relaxed);
+        let (opcode, node) = (ticket.opcode(), ticket.node());
+        let flight = Flight {
+            number,
+            opcode,
+            node,
+            since: Instant::now(),
+            ticket: Mutex::new(Some(ticket)),
+            task: Mutex::new(None),
+        };
+        let flight = Arc::new(flight);
+        self.flights.lock().insert(number, Arc::clone(&flight));
+        // From here on a sweep finds it; one that came before has said so.
+        if flight.ticket.lock().as_ref().is_some_and(Ticket::unwanted) {
+            return self.fail(&flight);
+        }
+        self.backlog.push(Work::Serve(flight));
+    }
+
+    fn sweep(&self) {
+        self.fail_where(|flight| flight.ticket.lock().as_ref().is_some_and(Ticket::unwanted));
+    }
+}
+
+impl Lanes {
+    pub(crate) fn new(handlers: Handlers, moments: Moments, deadlines: [Option<Duration>; OPCODES]) -> Lanes {
+        Lanes {
+            backlog: Arc::clone(&handlers.backlog),
+            handlers,
+            moments,
+            flights: Mutex::default(),
+            number: AtomicU64::new(0),
+            deadlines,
+            running: Mutex::default(),
+            changed: Condvar::new(),
+        }
+    }
+
+    /// Starts so many lanes; `eager` ones run an event loop.
+    pub(crate) fn start(self: &Arc<Lanes>, lanes: usize, awaits: bool) -> std::io::Result<()> {
+        for index in 0..lanes {
+            self.spawn(format!("virtiofs-lane{index}"), move |lanes| {
+                // None where the interpreter is going away.
+                let ran =
+                    Python::try_attach(|py| if awaits { lanes.clone().run_loop(py, index) } else { lanes.run(py) });
+                if ran.is_none() {
+                    lanes.backlog.close();
+                }
+            })?;
+        }
+        if self.deadlines.iter().any(Option::is_some) {
+            self.watch()?;
+        }
+        Ok(())
+    }
+
+    fn spawn(self: &Arc<Lanes>, name: String, work: impl FnOnce(&Arc<Lanes>) + Send + 'static) -> std::io::Result<()> {
+        let lanes = Arc::clone(self);
+        self.running.lock().lanes += 1;
+        let spawned = std::thread::Builder::new().name(name).spawn(move || {
+            work(&lanes);
+            lanes.running.lock().lanes -= 1;
+            lanes.changed.notify_all();
+        });
+        let mut running = self.running.lock();
+        match spawned {
+            Ok(thread) => running.threads.push(thread),
+            Err(error) => {
+                running.lanes -= 1;
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    fn run(&self, py: Python<'_>) {
+        let mut scratch = Scratch::default();
+        while let Some(work) = self.backlog.pop().or_else(|| py.detach(|| self.backlog.wait())) {
+            self.perform(py, work, &mut scratch, None);
+        }
+    }
+
+    fn run_loop(self: Arc<Lanes>, py: Python<'_>, index: usize) {
+        let lanes = Arc::clone(&self);
+        let ran = Py::new(py, EventLoop { lanes, index, scratch: Mutex::default() })
+            .and_then(|lane| py.import("virtiofs.lane")?.call_method1("run", (lane,)));
+        if let Err(error) = ran {
+            tracing::error!(%error, "a lane has ended: its requests are answered with EIO");
+            error.write_unraisable(py, None);
+        }
+        // Whatever comes now has nobody to serve it.
+        while let Some(work) = self.backlog.pop() {
+            if let Work::Serve(flight) = work {
+                self.fail(&flight);
+            }
+        }
+    }
+
+    /// Does one thing. With an event loop, `spawn` makes tasks of coroutines.
+    fn perform(self: &Lanes, py: Python<'_>, work: Work, scratch: &mut Scratch, eventual: Option<&Eventual<'_, '_>>) {
+        match work {
+            Work::Serve(flight) => self.serve(py, flight, scratch, eventual),
+            Work::Cancel(flight) => {
+                if let Some(task) = flight.task.lock().take() {
+                    let _ = task.call_method0(py, "cancel");
+                }
+            }
+            Work::Tidy => {}
+            Work::Forgotten(node) => self.forgotten(py, node, eventual),
+            Work::Begin => self.tell(py, "init", self.moments.begin.as_ref(), (), eventual),
+            Work::End => self.tell(py, "destroy", self.moments.end.as_ref(), (), eventual),
+        }
+    }
+
+    fn forgotten(&self, py: Python<'_>, node: u64, eventual: Option<&Eventual<'_, '_>>) {
+        let Some(Some(method)) = self.handlers.methods.get(Opcode::Forget as usize) else { return };
+        let gone = match &self.handlers.base {
+            Base::Own(kept) => kept.nodes.gone(),
+            Base::Host(native) => {
+                Py::new(py, Node::of_guest(native, node)).map(|node| vec![node.into_any()]).unwrap_or_default()
+            }
+        };
+        for object in gone {
+            self.tell(py, "forget", Some(method), (object,), eventual);
+        }
+    }
+
+    /// Calls a handler whose answer nobody waits for.
+    fn tell<'py>(
+        &self,
+        py: Python<'py>,
+        name: &str,
+        method: Option<&Method>,
+        arguments: impl pyo3::call::PyCallArgs<'py>,
+        eventual: Option<&Eventual<'_, '_>>,
+    ) {
+        let Some(method) = method else { return };
+        let called = method.callable.bind(py).call1(arguments).and_then(|answer| match (method.awaits, eventual) {
+            (true, Some(eventual)) => eventual.spawn.call1((answer,)).map(drop),
+            _ => Ok(()),
+        });
+        if let Err(error) = called {
+            let _ = crate::faults::answer(py, &format!("{}.{name}", self.handlers.class), error);
+        }
+    }
+
+    fn serve(&self, py: Python<'_>, flight: Arc<Flight>, scratch: &mut Scratch, eventual: Option<&Eventual<'_, '_>>) {
+        // None where it was answered while it waited.
+        let Some(ticket) = flight.ticket.lock().take() else { return };
+        turn::replace(Turn::Ask);
+        let again = ticket.turn(scratch);
+        let (Turn::Call(call), Some(ticket)) = (turn::replace(Turn::Elsewhere), again) else {
+            return self.land(&flight);
+        };
+        *flight.ticket.lock() = Some(ticket);
+        let Call { opcode, callable, arguments, awaits } = call;
+        let mut result = callable.bind(py).call1(arguments.into_bound(py)).map(Bound::unbind);
+        if let (true, Some(eventual)) = (awaits, eventual) {
+            match result.and_then(|coroutine| eventual.begin(py, coroutine, &flight, opcode)) {
+                Ok(()) => return,
+                Err(error) => result = Err(error),
+            }
+        }
+        self.finish(flight, opcode, result, scratch);
+    }
+
+    /// The handler has answered.
+    fn finish(&self, flight: Arc<Flight>, opcode: Opcode, result: PyResult<Py<PyAny>>, scratch: &mut Scratch) {
+        // None where it took too long.
+        if let Some(ticket) = flight.ticket.lock().take() {
+            turn::replace(Turn::Answer(opcode, result));
+            drop(ticket.turn(scratch));
+            turn::replace(Turn::Elsewhere);
+        }
+        self.land(&flight);
+    }
+
+    fn land(&self, flight: &Flight) {
+        let mut flights = self.flights.lock();
+        flights.remove(&flight.number);
+        if flights.is_empty() {
+            self.changed.notify_all();
+        }
+    }
+
+    fn fail(&self, flight: &Arc<Flight>) {
+        let ticket = flight.ticket.lock().take();
+        if let Some(ticket) = ticket {
+            self.land(flight);
+            ticket.fail(libc::EIO);
+            if flight.task.lock().is_some() {
+                self.backlog.push(Work::Cancel(Arc::clone(flight)));
+            }
+        }
+    }
+
+    fn fail_where(&self, wanted: impl Fn(&Flight) -> bool) -> usize {
+        let flights: Vec<_> = self.flights.lock().values().filter(|flight| wanted(flight)).cloned().collect();
+        flights.iter().for_each(|flight| self.fail(flight));
+        flights.len()
+    }
+
+    /// Operation, node and age of each request in flight.
+    pub(crate) fn in_flight(&self) -> Vec<(&'static str, u64, Duration)> {
+        let flights = self.flights.lock();
+        let mut all: Vec<_> =
+            flights.values().map(|flight| (flight.opcode.name(), flight.node, flight.since.elapsed())).collect();
+        all.sort_by_key(|(_, _, age)| std::cmp::Reverse(*age));
+        all
+    }
+
+    fn deadline(&self, flight: &Flight) -> Option<Instant> {
+        let allowed = self.deadlines.get(flight.opcode as usize).copied().flatten()?;
+        flight.since.checked_add(allowed)
+    }
+
+    /// Starts the thread that answers what takes too long.
+    fn watch(self: &Arc<Lanes>) -> std::io::Result<()> {
+        if std::mem::replace(&mut self.running.lock().watched, true) {
+            return Ok(());
+        }
+        let lanes = Arc::clone(self);
+        let thread = std::thread::Builder::new().name("virtiofs-deadline".into()).spawn(move || {
+            /// How exact a deadline is.
+            const TICK: Duration = Duration::from_millis(20);
+            let mut running = lanes.running.lock();
+            while !running.over {
+                lanes.changed.wait_for(&mut running, TICK);
+                let end = running.end;
+                drop(running);
+                let now = Instant::now();
+                let late = |flight: &Flight| lanes.deadline(flight).is_some_and(|deadline| deadline <= now);
+                let failed = lanes.fail_where(late);
+                if failed > 0 {
+                    tracing::warn!(requests = failed, "handlers took longer than their deadline: answered with EIO");
+                }
+                if end.is_some_and(|end| end <= now) {
+                    lanes.fail_where(|_| true);
+                }
+                running = lanes.running.lock();
+            }
+        })?;
+        self.running.lock().threads.push(thread);
+        Ok(())
+    }
+
+    /// The server ends: from now on requests in flight have only so much time. Does not wait.
+    pub(crate) fn hurry(self: &Arc<Lanes>) {
+        self.running.lock().end.get_or_insert_with(|| Instant::now() + GRACE);
+        self.changed.notify_all();
+        if let Err(error) = self.watch() {
+            tracing::warn!(%error, "no thread to answer what takes too long: done at once");
+            self.fail_where(|_| true);
+        }
+    }
+
+    /// Ends the lanes, which have nothing in flight any more. A handler that does not return keeps its thread, and nothing else.
+    pub(crate) fn end(&self) {
+        let mut running = self.running.lock();
+        let end = running.end.unwrap_or_else(Instant::now);
+        while !self.flights.lock().is_empty() && !self.changed.wait_until(&mut running, end).timed_out() {}
+        drop(running);
+        self.fail_where(|_| true);
+        self.backlog.close();
+        let mut running = self.running.lock();
+        let stuck = self.changed.wait_while_for(&mut running, |running| running.lanes > 0, LEAVE).timed_out();
+        running.over = true;
+        let threads = std::mem::take(&mut running.threads);
+        drop(running);
+        self.changed.notify_all();
+        if stuck {
+            tracing::warn!("a handler does not return: its thread is left behind");
+        }
+        for thread in threads {
+            if !stuck || thread.is_finished() {
+                // A lane guards its requests; were one gone, ending it would be done.
+                let _ = thread.join();
+            }
+        }
+    }
+}
+
+/// How coroutines become tasks.
+struct Eventual<'a, 'py> {
+    spawn: &'a Bound<'py, PyAny>,
+    lane: &'a Py<EventLoop>,
+}
+
+impl Eventual<'_, '_> {
+    fn begin(&self, py: Python<'_>, coroutine: Py<PyAny>, flight: &Arc<Flight>, opcode: Opcode) -> PyResult<()> {
+        let task = self.spawn.call1((coroutine,))?;
+        let done = Py::new(py, Done { lane: self.lane.clone_ref(py), flight: Arc::clone(flight), opcode })?;
+        *flight.task.lock() = Some(task.clone().unbind());
+        if task.call_method0(pyo3::intern!(py, "done"))?.is_truthy()? {
+            return done.bind(py).get().__call__(py, &task);
+        }
+        task.call_method1(pyo3::intern!(py, "add_done_callback"), (done,)).map(drop)
+    }
+}
+
+/// One lane as its event loop sees it.
+#[pyclass(frozen, module = "virtiofs._core", name = "Lane")]
+pub(crate) struct EventLoop {
+    lanes: Arc<Lanes>,
+    index: usize,
+    scratch: Mutex<Scratch>,
+}
+
+impl EventLoop {
+    fn scratch(&self) -> Scratch {
+        std::mem::take(&mut *self.scratch.lock())
+    }
+}
+
+#[pymethods]
+impl EventLoop {
+    /// What becomes readable when there is work.
+    fn fileno(&self) -> PyResult<i32> {
+        let bell = self.lanes.backlog.bell(self.index);
+        bell.ok_or_else(|| pyo3::exceptions::PyValueError::new_err("this lane has no event loop"))
+    }
+
+    /// Begins what waits; `spawn` makes a task of a coroutine. False once there is nothing more to come.
+    fn drain(this: &Bound<'_, Self>, spawn: &Bound<'_, PyAny>) -> bool {
+        let lane = this.get();
+        lane.lanes.backlog.silence(lane.index);
+        let mut scratch = lane.scratch();
+        let owned = this.clone().unbind();
+        let eventual = Eventual { spawn, lane: &owned };
+        while let Some(work) = lane.lanes.backlog.pop() {
+            lane.lanes.perform(this.py(), work, &mut scratch, Some(&eventual));
+        }
+        *lane.scratch.lock() = scratch;
+        !lane.lanes.backlog.is_closed()
+    }
+}
+
+/// Called when a task is done.
+#[pyclass(frozen, module = "virtiofs._core")]
+struct Done {
+    lane: Py<EventLoop>,
+    flight: Arc<Flight>,
+    opcode: Opcode,
+}
+
+#[pymethods]
+impl Done {
+    fn __call__(&self, py: Python<'_>, task: &Bound<'_, PyAny>) -> PyResult<()> {
+        let result = task.call_method0(pyo3::intern!(py, "result")).map(Bound::unbind);
+        let lane = self.lane.bind(py).get();
+        *self.flight.task.lock() = None;
+        let mut scratch = lane.scratch();
+        lane.lanes.finish(Arc::clone(&self.flight), self.opcode, result, &mut scratch);
+        *lane.scratch.lock() = scratch;
+        Ok(())
+    }
+}

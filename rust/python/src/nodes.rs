@@ -1,0 +1,124 @@
+//! Which object a node id means.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+use pyo3::prelude::*;
+use pyo3::types::{PyInt, PyString};
+use virtiofs_fuse::wire::ROOT_ID;
+
+/// What makes two objects one node: that they are one object, or, for strings and numbers, that they are equal.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Key {
+    Object(usize),
+    Text(String),
+    Number(i128),
+}
+
+impl Key {
+    fn of(object: &Bound<'_, PyAny>) -> Key {
+        if let Ok(text) = object.cast_exact::<PyString>() {
+            // Lone surrogates have no UTF-8; such a name is its own representation.
+            return Key::Text(text.to_str().map_or_else(|_| format!("\0{text:?}"), str::to_owned));
+        }
+        match object.cast_exact::<PyInt>().map(|number| number.extract()) {
+            Ok(Ok(number)) => Key::Number(number),
+            // The table holds on to the object, so its address is its own for as long as it is a key.
+            _ => Key::Object(object.as_ptr() as usize),
+        }
+    }
+}
+
+/// The nodes of one guest. No method runs code of Python's, but for those that drop objects, which happens outside of the lock.
+pub(crate) struct Nodes {
+    state: Mutex<State>,
+    next: AtomicU64,
+    root: Py<PyAny>,
+    /// Whether somebody wants the objects of nodes that are gone.
+    keeps_gone: bool,
+}
+
+#[derive(Default)]
+struct State {
+    by_id: HashMap<u64, Node>,
+    by_key: HashMap<Key, u64>,
+    gone: Vec<Py<PyAny>>,
+}
+
+struct Node {
+    object: Py<PyAny>,
+    key: Key,
+    nlookup: u64,
+}
+
+impl Nodes {
+    pub(crate) fn new(root: Py<PyAny>, keeps_gone: bool) -> Nodes {
+        Nodes { state: Mutex::default(), next: AtomicU64::new(ROOT_ID + 1), root, keeps_gone }
+    }
+
+    /// The object of a node.
+    pub(crate) fn get(&self, py: Python<'_>, id: u64) -> Option<Py<PyAny>> {
+        match id {
+            ROOT_ID => Some(self.root.clone_ref(py)),
+            _ => self.state.lock().by_id.get(&id).map(|node| node.object.clone_ref(py)),
+        }
+    }
+
+    /// The node of an object, counted once more. The root is no entry of any directory, so it has none.
+    pub(crate) fn enter(&self, object: &Bound<'_, PyAny>) -> Option<u64> {
+        if object.is(&self.root) {
+            return None;
+        }
+        let key = Key::of(object);
+        let state = &mut *self.state.lock();
+        if let Some(&id) = state.by_key.get(&key)
+            && let Some(node) = state.by_id.get_mut(&id)
+        {
+            node.nlookup = node.nlookup.saturating_add(1);
+            return Some(id);
+        }
+        // A number is given once, so every node is of generation 0 for ever.
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        state.by_key.insert(key.clone(), id);
+        state.by_id.insert(id, Node { object: object.clone().unbind(), key, nlookup: 1 });
+        Some(id)
+    }
+
+    /// Takes lookups back, and answers whether the node is gone.
+    pub(crate) fn forget(&self, id: u64, nlookup: u64) -> bool {
+        let mut state = self.state.lock();
+        let Some(node) = state.by_id.get_mut(&id) else { return false };
+        node.nlookup = node.nlookup.saturating_sub(nlookup);
+        if node.nlookup > 0 {
+            return false;
+        }
+        let node = state.by_id.remove(&id);
+        if let Some(node) = &node {
+            state.by_key.remove(&node.key);
+        }
+        if self.keeps_gone {
+            state.gone.extend(node.map(|node| node.object));
+            return true;
+        }
+        drop(state);
+        drop(node);
+        true
+    }
+
+    /// The objects of nodes that are gone since this was asked last.
+    pub(crate) fn gone(&self) -> Vec<Py<PyAny>> {
+        std::mem::take(&mut self.state.lock().gone)
+    }
+
+    /// Forgets all nodes but the root.
+    pub(crate) fn clear(&self) {
+        let state = std::mem::take(&mut *self.state.lock());
+        drop(state);
+    }
+
+    /// How many there are, the root included.
+    pub(crate) fn len(&self) -> usize {
+        1 + self.state.lock().by_id.len()
+    }
+}

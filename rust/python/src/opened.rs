@@ -1,0 +1,80 @@
+//! What lies behind the handles that Python's opens gave.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+use pyo3::prelude::*;
+
+use crate::types::Entry;
+
+/// Set in the numbers of handles that are no file of the native file system's.
+pub(crate) const PYTHON: u64 = 1 << 63;
+
+/// Handles of files and directories. Their numbers are never given twice.
+#[derive(Default)]
+pub(crate) struct Opened {
+    next: AtomicU64,
+    objects: Mutex<HashMap<u64, Py<PyAny>>>,
+    listings: Mutex<HashMap<u64, Arc<Listing>>>,
+}
+
+/// A directory's entries as they were when a guest began to list it.
+pub(crate) type Listing = Vec<Listed>;
+
+/// One of them.
+pub(crate) struct Listed {
+    pub(crate) name: Vec<u8>,
+    pub(crate) ino: u64,
+    /// A `DT_` value.
+    pub(crate) kind: u32,
+    pub(crate) entry: Option<Py<Entry>>,
+}
+
+impl Opened {
+    /// A new number.
+    pub(crate) fn number(&self) -> u64 {
+        self.next.fetch_add(1, Ordering::Relaxed) | PYTHON
+    }
+
+    /// Keeps the object of a handle.
+    pub(crate) fn keep(&self, number: u64, object: Py<PyAny>) {
+        self.objects.lock().insert(number, object);
+    }
+
+    /// The object of a handle; None where it has none.
+    pub(crate) fn object(&self, py: Python<'_>, number: u64) -> Option<Py<PyAny>> {
+        self.objects.lock().get(&number).map(|object| object.clone_ref(py))
+    }
+
+    /// Keeps the listing of a directory's handle.
+    pub(crate) fn list(&self, number: u64, listing: Arc<Listing>) {
+        let before = self.listings.lock().insert(number, listing);
+        drop(before);
+    }
+
+    /// The listing of a directory's handle.
+    pub(crate) fn listing(&self, number: u64) -> Option<Arc<Listing>> {
+        self.listings.lock().get(&number).cloned()
+    }
+
+    /// Lets go of what lies behind a handle.
+    pub(crate) fn remove(&self, number: u64) {
+        let object = self.objects.lock().remove(&number);
+        let listing = self.listings.lock().remove(&number);
+        drop((object, listing));
+    }
+
+    /// Lets go of everything.
+    pub(crate) fn clear(&self) {
+        let objects = std::mem::take(&mut *self.objects.lock());
+        let listings = std::mem::take(&mut *self.listings.lock());
+        drop((objects, listings));
+    }
+
+    /// How many handles have an object.
+    pub(crate) fn len(&self) -> usize {
+        self.objects.lock().len()
+    }
+}
