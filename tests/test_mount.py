@@ -29,6 +29,7 @@ from tests.errnos import fails
 from virtiofs import ALWAYS, AUTO, NONE, Cache, ConfigError, Mount, Passthrough, mount, mountpoint
 from virtiofs.host import has_capability
 
+CONTROL = Path("/sys/fs/fuse/connections")
 GONE = (errno.ENOTCONN, errno.ECONNABORTED)
 """What whoever uses a mount gets when nobody serves it any more."""
 
@@ -539,6 +540,39 @@ def test_killed(start: Start, share: Path, tmp_path: Path, name: str) -> None:
     assert start(share, there, command="mount").end() == 0
 
 
+@pytest.mark.parametrize("fusectl", [True, False])
+def test_killed_with_a_file_of_its_own_mount_open(share: Path, there: Path, fusectl: bool) -> None:
+    """It dies: the kernel has it wait for the reply to its own FLUSH, if the file is closed before /dev/fuse is."""
+    program = """
+        import os, signal, sys
+        from virtiofs import Passthrough, mount
+        lower = os.open("/", os.O_PATH)
+        served = mount(Passthrough(sys.argv[1]), sys.argv[2])
+        os.close(lower)
+        assert os.open(sys.argv[2] + "/hello", os.O_RDWR) == lower
+        print("open", flush=True)
+        sys.stdin.read(1)
+    """
+    # In a mount namespace of its own, where nobody else misses fusectl.
+    prepare = f"umount {CONTROL} 2>/dev/null\n" + (f"mount -t fusectl none {CONTROL}\n" if fusectl else "")
+    command = ["unshare", "-m", "sh", "-c", prepare + 'exec "$@"', "sh", sys.executable, "-c", textwrap.dedent(program)]
+    with subprocess.Popen([*command, share, there], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
+        assert server.stdout is not None
+        assert server.stdout.readline() == b"open\n"
+        with held(Path(f"/proc/{server.pid}/root{there}/hello")) as file:
+            device = os.minor(os.fstat(file).st_dev)
+            server.kill()
+            try:
+                assert server.wait(20) == -signal.SIGKILL
+            finally:
+                # Else all who are in it would wait, this process too.
+                abort = f"mount -t fusectl none {CONTROL}\necho 1 >{CONTROL}/{device}/abort"
+                subprocess.run(["unshare", "-m", "sh", "-c", abort], stderr=subprocess.DEVNULL, check=False)
+            with pytest.raises(OSError) as caught:
+                os.ftruncate(file, 1)
+            assert caught.value.errno in GONE
+
+
 def test_a_dead_mount_is_replaced(start: Start, share: Path, there: Path) -> None:
     """Where nobody was left to clear it away: the guardian was killed as well."""
     program = """
@@ -728,12 +762,11 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 def test_crash_of_the_connection_is_cleared_away(share: Path, there: Path) -> None:
     """The administrator aborts it: it ends, and no dead mount point stays when it is closed."""
-    control = Path("/sys/fs/fuse/connections")
-    if not os.path.ismount(control) and libc.mount(b"none", bytes(control), b"fusectl", 0, None) != 0:
+    if not os.path.ismount(CONTROL) and libc.mount(b"none", bytes(CONTROL), b"fusectl", 0, None) != 0:
         pytest.skip("no fusectl here")
     with mount(Passthrough(share), there) as served:
         device = os.minor(os.stat(there).st_dev)
-        (control / str(device) / "abort").write_text("1")
+        (CONTROL / str(device) / "abort").write_text("1")
         assert served.wait(20)
         with pytest.raises(OSError) as caught:
             os.listdir(there)

@@ -32,6 +32,7 @@ __all__ = [
     "Request",
     "Routed",
     "Statfs",
+    "Tether",
     "VersionTable",
     "__version__",
     "fuse_mount",
@@ -499,6 +500,10 @@ class Connection:
     def inval_deleted(self, parent: int, child: int, name: bytes) -> None: ...
     def inval_names(self) -> None: ...
     def flush_notifications(self) -> int: ...
+
+@final
+class Tether:
+    def __new__(cls, fd: int) -> Self: ...
 
 @final
 class Device:

@@ -5,22 +5,30 @@ import os
 import socket
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
+from . import _core
 from .errors import hinted
 
 _DEAD: Final = (errno.ENOTCONN, errno.ECONNABORTED)
 """What the kernel answers where no server is left."""
 
 _GUARD: Final = r"""
-read -r _ && exit
+read -r _
 while read -r _ _ device _ point _; do
-  if [ "$device $point" = "$0" ]; then exec "$@"; fi
+  if [ "$device $point" = "$0" ]; then
+    abort="/sys/fs/fuse/connections/${device#*:}/abort"
+    if [ -w "$abort" ]; then echo 1 >"$abort"; fi
+    exec "$@"
+  fi
 done </proc/self/mountinfo
 """
-"""Waits for a line or for the end of the process at the other end of the pipe, and unmounts in the latter case."""
+"""Waits for the end of the process at the other end of the pipe, and unmounts.
+
+It aborts the connection first, which sets free whoever waits for a reply: also the process itself, which may wait so at its
+end. Where fusectl is not mounted, umount -f does that for root.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,9 +149,10 @@ class Guard:
         import subprocess
 
         path = _unescaped(mounted.point)
-        command = [_helper(), "-u", "-q", "-z", "--", path] if by_helper else ["umount", "-l", path]
-        there, self._alive = os.pipe()
+        command = [_helper(), "-u", "-q", "-z", "--", path] if by_helper else ["umount", "-f", "-l", path]
+        there, alive = os.pipe()
         try:
+            self._alive = _core.Tether(alive)
             # In a session of its own: a Ctrl-C in the terminal is for the process that serves.
             self._process: subprocess.Popen[bytes] = subprocess.Popen(
                 ["/bin/sh", "-c", _GUARD, f"{mounted.device} {mounted.point}", *command],
@@ -153,22 +162,18 @@ class Guard:
                 cwd="/",
                 start_new_session=True,
             )
-        except BaseException:
-            os.close(self._alive)
-            raise
         finally:
+            os.close(alive)
             os.close(there)
 
     def dismiss(self) -> None:
         """Ends it: there is nothing left to unmount."""
-        with suppress(BrokenPipeError):  # somebody has ended it
-            os.write(self._alive, b"\n")
-        os.close(self._alive)
+        self._process.kill()
         self._process.wait()
+        del self._alive
 
     def forked(self) -> None:
         """Lets go of it in a fork of the process, whose life is not the one that counts."""
-        os.close(self._alive)
         self._process.returncode = 0  # not a child of the fork
 
 

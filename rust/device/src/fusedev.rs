@@ -7,7 +7,8 @@
 //!   the one that its request came from. FORGETs come in batches, in turn with requests.
 //! - A caller that gets a signal sends INTERRUPT. Only waits for locks heed it (EINTR); whatever else runs is soon over.
 //! - There is no DESTROY: the unmount shows as ENODEV. When the last descriptor goes, also by the death of the process, the kernel fails
-//!   what is in flight and everything that comes, with ECONNABORTED and ENOTCONN; only the mount point stays, dead.
+//!   what is in flight and everything that comes, with ECONNABORTED and ENOTCONN; only the mount point stays, dead. A process that has
+//!   files of its own mount open may never get there: [`Tether`] tells of its death all the same.
 //! - RELEASE is not waited for.
 //! - SUBMOUNTS, MAP_ALIGNMENT and HAS_INODE_DAX are not offered: inode numbers of several host file systems may clash, though files do not.
 //!   PASSTHROUGH, OVER_IO_URING and splicing are offered and not taken.
@@ -20,9 +21,11 @@ mod channel;
 mod connection;
 mod mount;
 mod notifier;
+mod tether;
 mod waiting;
 mod worker;
 
 pub use connection::{Config, Connection};
 pub use mount::{mount, unmount};
 pub use notifier::{Backlog, Notifier};
+pub use tether::Tether;

@@ -171,3 +171,19 @@ impl Connection {
         Ok(notifier.refused())
     }
 }
+
+/// A descriptor that this process has until it dies or the object does. A fork of the process has not got it.
+#[pyclass(frozen, module = "virtiofs._core")]
+pub(crate) struct Tether {
+    _native: fusedev::Tether,
+}
+
+#[pymethods]
+impl Tether {
+    /// Takes a duplicate of `fd`.
+    #[new]
+    fn new(py: Python<'_>, fd: RawFd) -> PyResult<Tether> {
+        let fd = fd::duplicate(fd)?;
+        Ok(Tether { _native: py.detach(|| fusedev::Tether::new(fd)).map_err(|error| of_io(py, &error))? })
+    }
+}
