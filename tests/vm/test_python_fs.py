@@ -1,0 +1,111 @@
+"""Python file systems under a stock kernel: what a guest's programs do with them, and what Python is asked for."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from virtiofs import Attr, Entry, FileSystem, Node, Passthrough, Request, Server
+from virtiofs.memory import MemoryFS
+
+from . import daemon
+from .guest import Guest, Share
+from .uml import Uml
+
+
+@pytest.fixture(autouse=True)
+def needs_python() -> None:
+    if not daemon.is_ours():
+        pytest.skip(f"{daemon.name()} serves no Python")
+
+
+@contextmanager
+def serving(fs: FileSystem, folder: Path) -> Iterator[tuple[Server, Guest]]:
+    with (
+        Server(fs, socket=folder / "s", tag="share") as server,
+        Uml([Share(folder / "s")], memory="512M") as guest,
+    ):
+        yield server, guest
+        assert guest.complaints() == []
+        stats = server.stats()
+        assert (stats.malformed, stats.panics) == (0, 0)
+
+
+REPOSITORY = """
+export HOME=/tmp GIT_AUTHOR_NAME=a GIT_AUTHOR_EMAIL=a@b GIT_COMMITTER_NAME=a GIT_COMMITTER_EMAIL=a@b
+mkdir repository; cd repository; git init -q .
+cp -r /usr/lib/python3*/json /usr/lib/python3*/xml .
+git add .; git commit -q -m first
+git checkout -q -b other; echo more > new; git mv json renamed; git add .; git commit -q -m second
+git checkout -q -; git merge -q other; git gc -q; git fsck --strict
+test -z "$(git status --porcelain)"; git clone -q . ../clone; diff -r -x .git . ../clone
+"""
+"""git maps its packs, links, renames over locks and looks at every time stamp."""
+
+
+def test_a_file_system_in_memory(tmp_path: Path) -> None:
+    fs = MemoryFS()
+    with serving(fs, tmp_path) as (server, guest):
+        guest.check(
+            """cd /mnt/share
+            cp -a /usr/lib/python3*/email tree; diff -r /usr/lib/python3*/email tree
+            tar -cf tree.tar tree; mkdir there; tar -C there -xf tree.tar; diff -r tree there/tree; rm -r there
+            ln tree.tar hard; test "$(stat -c %h tree.tar)" = 2; cmp hard tree.tar; rm hard
+            ln -s tree.tar soft; test "$(readlink soft)" = tree.tar; rm soft
+            mkfifo pipe; (echo through > pipe &); test "$(cat pipe)" = through; rm pipe
+            setfattr -n user.x -v y tree.tar; getfattr -d tree.tar | grep -q 'user.x="y"'
+            echo 'create table t(n); insert into t values(42);' | sqlite3 db
+            test "$(sqlite3 db 'select n from t; pragma integrity_check')" = $'42\\nok'; rm db
+            truncate -s 1M sparse; fallocate -p -o 0 -l 4096 sparse; test "$(stat -c %s sparse)" = 1048576; rm sparse
+            cp /bin/true program; ./program; rm program
+            (echo held > open; exec 5<open; rm open; test "$(cat <&5)" = held)
+            test "$(df --output=size -B1 . | tail -1)" = $((1 << 30))""",
+            timeout=200,
+        )
+        guest.check(f"cd /mnt/share{REPOSITORY}", timeout=200)
+        assert set(fs.root.names) == {"tree", "tree.tar", "repository", "clone"}
+        assert bytes(fs.root.names["repository"].names["new"].data) == b"more\n"
+        guest.check("cd /mnt/share; rm -r *; ls -A | wc -l | grep -qx 0; sync; echo 2 > /proc/sys/vm/drop_caches")
+        assert server.stats().errors.get("FORGET", 0) == 0
+        assert server.stats().handles == 0
+    assert fs.used == 0
+
+
+class Private(Passthrough):
+    """A host directory whose files look as if nobody but their owner could read them, and that lets no key out."""
+
+    def getattr(self, request: Request, node: Node, handle: object) -> Attr:
+        attr = super().getattr(request, node, handle)
+        return attr if attr.is_dir else attr.replace(mode=attr.mode & ~0o077)
+
+    def lookup(self, request: Request, parent: Node, name: str) -> Entry | None:
+        if name.endswith(".key"):
+            return None
+        return super().lookup(request, parent, name)
+
+
+def test_single_methods_over_a_directory(tmp_path: Path) -> None:
+    share = tmp_path / "share"
+    share.mkdir()
+    (share / "secret.key").write_text("secret")
+    (share / "open").write_text("open")
+    with serving(Private(share), tmp_path) as (server, guest):
+        guest.check(
+            """cd /mnt/share
+            test "$(cat open)" = open; test "$(stat -c %a open)" = 600
+            ! cat secret.key 2> /dev/null
+            cp -r /usr/lib/python3*/email tree; diff -r /usr/lib/python3*/email tree""",
+            timeout=200,
+        )
+        guest.check(f"cd /mnt/share{REPOSITORY}", timeout=200)
+        requests = server.stats().requests
+        assert "READDIRPLUS" not in requests, "it would go past lookup"
+        assert requests["LOOKUP"] > 100
+    assert stat.S_IMODE((share / "open").stat().st_mode) == 0o644
+    assert (share / "repository" / "new").read_text() == "more\n"
+    assert sorted(os.listdir(share)) == ["clone", "open", "repository", "secret.key", "tree"]
