@@ -6,15 +6,19 @@ import os
 import shlex
 import signal
 import sys
+import tomllib
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final, Never
 
 from . import _core, cache, compat, qemu, xattrmap
-from .config import Config, Share, inherited_fd, level, names_class
+from .config import Config, Share, find, inherited_fd, level, names_class
 from .errors import ConfigError, hinted, one_line
+from .filesystem import FileSystem
 from .host import raise_open_files
 from .mounts import FLAGS, Mount
+from .passthrough import Passthrough
+from .plan import explain
 from .server import Server, default_request_queues
 from .signals import until_signal
 
@@ -59,6 +63,11 @@ def _parser() -> argparse.ArgumentParser:
     _mount_options(
         commands.add_parser("mount", help="serve a directory at another one of this host", allow_abbrev=False)
     )
+    explained = commands.add_parser(
+        "explain", help="tell who serves each operation of a file system", allow_abbrev=False
+    )
+    explained.add_argument("source", metavar="DIR|MODULE:CLASS", help="directory, or class of a file system")
+    explained.set_defaults(command=_explain)
     demo = commands.add_parser("demo", help="serve a directory to the embedded guest and show what it does")
     demo.add_argument("directory", nargs="?", metavar="DIR", help="directory to show; a new one by default")
     demo.set_defaults(command=_demo)
@@ -70,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _serve_options(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=_serve)
-    parser.add_argument("directory", nargs="?", metavar="DIR", help="directory to share")
+    parser.add_argument("directory", nargs="?", metavar="DIR|MODULE:CLASS", help="directory or file system to share")
     parser.add_argument("--shared-dir", metavar="DIR", help="the same, as an option")
     parser.add_argument(
         "--config", metavar="FILE", help="serve the shares in this file (TOML), options taking precedence over it"
@@ -110,7 +119,7 @@ def _serve_options(parser: argparse.ArgumentParser) -> None:
 
 def _mount_options(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=_mount)
-    parser.add_argument("directory", metavar="DIR", help="directory to serve")
+    parser.add_argument("directory", metavar="DIR|MODULE:CLASS", help="directory or file system to serve")
     parser.add_argument("mountpoint", metavar="MOUNTPOINT", help="directory where it is to appear")
     group = parser.add_argument_group("mount")
     group.add_argument(
@@ -144,6 +153,20 @@ def _share_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--coherence-dir", metavar="DIR", help="share the version table with all daemons that name this directory"
+    )
+
+    group = parser.add_argument_group("file system in Python")
+    group.add_argument(
+        "--fs", metavar="MODULE:CLASS", help="subclass of Passthrough that serves the directory; PYTHONPATH leads to it"
+    )
+    group.add_argument(
+        "--fs-option",
+        dest="arguments",
+        metavar="NAME=VALUE",
+        type=_argument,
+        action="append",
+        default=[],
+        help="argument for the class; a value that is TOML (5, true, [1, 2]) is taken as such, any other as text",
     )
 
     group = parser.add_argument_group("directory")
@@ -247,7 +270,7 @@ def _config(arguments: argparse.Namespace) -> Config:
     if (socket is None) == (fd is None):
         wrong = "no socket to serve at" if socket is None else "both --socket and --fd are given"
         raise hinted(ConfigError(wrong), "give --socket PATH, or --fd N for an inherited one")
-    share = Share(**_source(sources[0]), **_share(arguments), **_device(arguments), socket=socket, fd=fd)
+    share = Share(**_source(arguments, sources[0]), **_share(arguments), **_device(arguments), socket=socket, fd=fd)
     return Config(shares=(share,), **_process(arguments))
 
 
@@ -261,9 +284,11 @@ _FIELDS: Final = {
 
 def _overriding(config: Config, arguments: argparse.Namespace, given: set[str]) -> Config:
     """Returns `config` with the options that were given in place of what it says."""
-    for option in ("directory", "shared_dir", "socket", "fd", "tag"):
-        if option in given and (len(config.shares) > 1 or option in ("directory", "shared_dir", "fd")):
-            spelling = "DIR" if option == "directory" else "--" + option.replace("_", "-")
+    of_one = ("directory", "shared_dir", "fd", "fs", "arguments")
+    spellings = {"directory": "DIR", "arguments": "--fs-option"}
+    for option in (*of_one, "socket", "tag"):
+        if option in given and (len(config.shares) > 1 or option in of_one):
+            spelling = spellings.get(option, "--" + option.replace("_", "-"))
             raise hinted(ConfigError(f"{spelling} cannot be given beside --config"), f"say it in {arguments.config}")
     mode_given = given & {"cache", "timeout", "attr_timeout", "entry_timeout", "negative_timeout"}
     named = {_FIELDS.get(option, option) for option in given}
@@ -289,9 +314,40 @@ def _given(argv: Sequence[str]) -> set[str]:
     return set(vars(parser.parse_args(argv[1:]))) - {"command"}
 
 
-def _source(name: str) -> dict[str, Any]:
-    """Returns what a directory, or a class as module:Class, is by the names of `Share`."""
-    return {"fs": name} if names_class(name) and not os.path.exists(name) else {"directory": name}
+def _source(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
+    """Returns what a directory, or a class as module:Class, is by the names of `Share`, with what the options say of it."""
+    if not names_class(name) or os.path.exists(name):
+        given = {"directory": name, "fs": arguments.fs}
+    elif arguments.fs is None:
+        given = {"fs": name}
+    else:
+        raise hinted(ConfigError(f"which class is it, {name} or {arguments.fs}?"), "name a directory beside --fs")
+    if arguments.arguments and given["fs"] is None:
+        raise hinted(ConfigError("--fs-option: a directory takes no arguments"), "name a class with --fs")
+    return given | {"arguments": dict(arguments.arguments)}
+
+
+def _argument(text: str) -> tuple[str, Any]:
+    """Returns name and value of an argument."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise argparse.ArgumentTypeError(f"not NAME=VALUE: {text!r}")
+    try:
+        return name, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return name, value
+
+
+def _explain(arguments: argparse.Namespace) -> int:
+    name = arguments.source
+    if not names_class(name) or os.path.exists(name):
+        print(explain(Passthrough(name)))
+        return 0
+    kind = find(name)
+    if not isinstance(kind, type) or not issubclass(kind, FileSystem):
+        raise hinted(ConfigError(f"{name} is not a class of file systems"), "name a subclass of virtiofs.FileSystem")
+    print(explain(kind))
+    return 0
 
 
 def _device(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -347,7 +403,7 @@ def _share(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _mount(arguments: argparse.Namespace) -> int:
-    share = Share(**_source(arguments.directory), **_share(arguments))
+    share = Share(**_source(arguments, arguments.directory), **_share(arguments))
     config = Config(shares=(share,), **_process(arguments))
     served = Mount(
         share.filesystem(),
