@@ -18,7 +18,7 @@ from pathlib import Path
 from tests.posix.runner import OK
 from tests.vm import provision
 
-from .ground import CONTROL, SETUPS, Ground, ground
+from .ground import CONTROL, MOUNTS, SETUPS, Ground, ground
 from .record import Store, record
 from .suites import Suite
 from .suites.fsstress import Fsstress
@@ -37,6 +37,14 @@ WHAT = {
     "xfstests": "the generic tests of fstests that need neither block device, quota, swap nor reflink",
 }
 PLAIN = ("none", "auto", "always")
+SHARES = {
+    "posix": (*SETUPS,),
+    "pjdfstest": (*PLAIN, *MOUNTS),
+    "fsx": (*SETUPS, *MOUNTS),
+    "fsstress": (*PLAIN, *MOUNTS),
+    "xfstests": PLAIN,
+}
+"""The shares that each suite runs on, unless the command line names some."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -49,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
     store = Store(asked.results)
     judged = []
     for suite, source in _suites(asked):
-        for setup in asked.setup or [CONTROL, *(SETUPS if suite.name in ("fsx", "posix") else PLAIN)]:
+        for setup in asked.setup or [CONTROL, *SHARES[suite.name]]:
             _run(suite, setup, source, store, resume=asked.resume)
             if setup != CONTROL:
                 judged.append((suite.name, setup))
@@ -70,7 +78,9 @@ def _parser() -> argparse.ArgumentParser:
         "--xfstests", type=Path, metavar="DIR", help="xfstests, built: fsx, fsstress and the generic tests"
     )
     parser.add_argument("--suite", action="append", choices=list(WHAT), help="only this one; may be repeated")
-    parser.add_argument("--setup", action="append", choices=[CONTROL, *SETUPS], help="only on this; may be repeated")
+    parser.add_argument(
+        "--setup", action="append", choices=[CONTROL, *SETUPS, *MOUNTS], help="only on this; may be repeated"
+    )
     parser.add_argument("--resume", action="store_true", help="leave out what has results of these commits already")
     parser.add_argument("--generic", nargs="+", metavar="NNN", default=GENERIC, help="only these tests of xfstests")
     parser.add_argument("--operations", type=int, default=100_000, metavar="N", help="of each fsx run (100000)")

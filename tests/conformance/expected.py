@@ -1,6 +1,6 @@
 """Where a share is known to differ from a local disk, suite by suite: each is a fault when it no longer differs.
 
-``where`` is a pattern of the names in ``ground.SETUPS``.
+``where`` is a pattern of the names in ``ground.SETUPS`` and ``MOUNTS``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where a suite runs: a guest with two empty file systems, on our shares or on disks of its own.
+"""Where a suite runs: a guest with two empty file systems, on our shares or on disks of its own; or a mount of this host.
 
 The control is what a share is to be mistaken for: the same guest kernel with ext4 on local disks. The shares' directories are
 ext4 as well, each a small image of its own, since suites fill whatever is free.
@@ -22,6 +22,8 @@ from tests.vm import provision
 from tests.vm.guest import Guest, Share
 from tests.vm.uml import Uml
 
+from .host import Host, bound, rooted
+
 CONTROL = "control"
 SETUPS: Mapping[str, Mapping[str, Any]] = {
     "none": {"cache": virtiofs.NONE},
@@ -31,6 +33,8 @@ SETUPS: Mapping[str, Mapping[str, Any]] = {
     "always-writeback": {"cache": virtiofs.ALWAYS, "writeback": True},
 }
 """The shares by name, as arguments of `Passthrough`; all serve extended attributes, ACLs and O_DIRECT too."""
+MOUNTS: Mapping[str, Mapping[str, Any]] = {f"mount-{name}": share for name, share in SETUPS.items()}
+"""The same, mounted on this host by /dev/fuse: one file system, no guest."""
 
 IMAGE_SIZE = 3 << 30
 COUNTERS, RETURNED = "the server's counters", "nodes, handles and descriptors return"
@@ -46,13 +50,14 @@ class Ground:
     """A booted guest with ``/mnt/test`` and ``/mnt/scratch`` mounted and the given folders below ``/suites``.
 
     ``fstyp`` is the type of both file systems, ``devices`` what they are mounted from. ``servers`` is empty on the control.
+    This host in place of a guest has ``/mnt/test`` only.
     """
 
     setup: str
-    guest: Guest
+    guest: Guest | Host
     fstyp: str
-    devices: tuple[str, str]
-    servers: tuple[virtiofs.Server, ...]
+    devices: tuple[str, ...]
+    servers: tuple[virtiofs.Server | virtiofs.Mount, ...]
 
     def held(self) -> dict[str, int]:
         """What the servers hold for the guest: nodes and handles, and the descriptors of this process."""
@@ -82,10 +87,14 @@ class Ground:
 
 @contextlib.contextmanager
 def ground(setup: str, folders: Mapping[str, Path], memory: str = "1G") -> Iterator[Ground]:
-    """Boot a guest for ``setup``, a name in SETUPS or CONTROL; ``folders`` appear read-only as ``/suites/NAME``.
+    """Boot a guest for ``setup``, a name in SETUPS or CONTROL, or mount one in MOUNTS; ``folders`` appear as ``/suites/NAME``.
 
     Needs root, for images are mounted on loop devices and files belong to many users.
     """
+    if setup in MOUNTS:
+        with _mounted(setup, folders) as here:
+            yield here
+        return
     with contextlib.ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="conformance-")))
         images = [_image(scratch / f"{area}.img") for area in AREAS]
@@ -118,15 +127,36 @@ def ground(setup: str, folders: Mapping[str, Path], memory: str = "1G") -> Itera
 
 
 @contextlib.contextmanager
+def _mounted(setup: str, folders: Mapping[str, Path]) -> Iterator[Ground]:
+    with contextlib.ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="conformance-")))
+        share = stack.enter_context(_share(scratch, "test", _image(scratch / "test.img"), MOUNTS[setup]))
+        root = scratch / "root"
+        stack.enter_context(rooted(root, scratch / "memory"))
+        for name, folder in folders.items():
+            stack.enter_context(bound(folder.resolve(), root / "suites" / name))
+        (root / "mnt/test").mkdir()
+        served = stack.enter_context(virtiofs.mount(share, root / "mnt/test"))
+        yield Ground(setup, Host(root), "fuse", (), (served,))
+
+
+@contextlib.contextmanager
 def _server(scratch: Path, area: str, image: Path, setup: str) -> Iterator[virtiofs.Server]:
+    with (
+        _share(scratch, area, image, SETUPS[setup]) as share,
+        virtiofs.serve(share, scratch / f"{area}.sock", tag=TAGS[area]) as server,
+    ):
+        yield server
+
+
+@contextlib.contextmanager
+def _share(scratch: Path, area: str, image: Path, arguments: Mapping[str, Any]) -> Iterator[virtiofs.Passthrough]:
     directory = scratch / area
     directory.mkdir()
     _run("mount", "-o", "loop,acl,user_xattr", str(image), str(directory))
     try:
         (directory / "lost+found").rmdir()
-        share = virtiofs.Passthrough(directory, xattr=True, posix_acl=True, allow_direct_io=True, **SETUPS[setup])
-        with virtiofs.serve(share, scratch / f"{area}.sock", tag=TAGS[area]) as server:
-            yield server
+        yield virtiofs.Passthrough(directory, xattr=True, posix_acl=True, allow_direct_io=True, **arguments)
     finally:
         # Lazily: the descriptor of the directory goes with the object, when nobody knows it any more.
         _run("umount", "--lazy", str(directory))

@@ -9,7 +9,7 @@ from tests.posix.comparison import Verdict, compare
 from tests.posix.runner import FAILED, NOT_RUN, OK, Result
 
 from .expected import DIFFERENCES
-from .ground import CONTROL, OF_SERVERS, SETUPS
+from .ground import CONTROL, MOUNTS, OF_SERVERS, SETUPS
 from .record import Record
 
 Records = Mapping[tuple[str, str], Record]
@@ -18,7 +18,8 @@ HEAD = """\
 # Conformance
 
 Suites that others wrote, run in a guest on our shares and, as the control, on a local disk of the same guest: ext4 both times,
-the share over a directory of it. Written by `make conformance`; CONTRIBUTING.md says how to run it.
+the share over a directory of it. *mount-…* is the same share without a guest, mounted by /dev/fuse of the host; its control is
+the guest's. Written by `make conformance`; CONTRIBUTING.md says how to run it.
 
 *Passed*, *failed* and *not run* are of the share; in brackets, of the control. *Differ* counts the tests that pass on the
 control and not on the share: each is listed below with its reason, and is a fault when it has none.
@@ -46,7 +47,7 @@ def table(records: Records, suites: Mapping[str, str]) -> str:
     lines = ["| suite | share | passed | failed | not run | differ | kernel | commit, date | suite's commit |"]
     lines += ["|---|---|--:|--:|--:|--:|---|---|---|"]
     for suite in suites:
-        shares = [setup for setup in SETUPS if (suite, setup) in records]
+        shares = [setup for setup in (*SETUPS, *MOUNTS) if (suite, setup) in records]
         if not shares:
             lines.append(f"| {suite} | | | | not run | | | | |")
         control = records.get((suite, CONTROL))
