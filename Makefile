@@ -69,6 +69,10 @@ coherence: ## Look for a stale answer among a million of guests that change file
 bench: $(VENV)/tools ## Benchmarks of the Python side; those of the Rust side are in benches/README.md
 	$(BIN)/python -m pytest --benchmark-enable --benchmark-only benches/python $(PYTEST)
 
+.PHONY: bench-guest
+bench-guest: $(VENV)/tools guests ## Against virtio-9p and virtiofsd in one guest under QEMU (BENCH="--out FILE --rounds N ..."; root for DAX)
+	$(BIN)/python benches/guest/run.py $(BENCH)
+
 .PHONY: format
 format: rust-components $(VENV)/tools ## Format everything
 	cargo fmt --all

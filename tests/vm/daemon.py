@@ -62,25 +62,32 @@ class Daemon:
     """A running daemon that shares ``directory`` under ``tag``; a context manager.
 
     It listens when the constructor of the context returns. ``options`` are appended to our own command line only, so
-    a test that rests on one asks ``is_ours()``. The socket lies in a fresh folder of its own, short enough for
-    ``sun_path``. Raises DaemonError when there is no listener within 20 s.
+    a test that rests on one asks ``is_ours()``. ``command`` is one with places, to be run whatever VIRTIOFS_DAEMON says.
+    The socket lies in a fresh folder of its own, short enough for ``sun_path``. Raises DaemonError when there is no
+    listener within 20 s.
     """
 
     def __init__(
-        self, directory: Path, tag: str = "share", *, cache: str = "auto", options: Sequence[str] = ()
+        self,
+        directory: Path,
+        tag: str = "share",
+        *,
+        cache: str = "auto",
+        options: Sequence[str] = (),
+        command: str | None = None,
     ) -> None:
         self._scratch = Path(tempfile.mkdtemp(prefix="vmtest-"))
         self.tag = tag
         self.directory = directory
         self.socket = self._scratch / "s"
         self._log = self._scratch / "stderr"
-        template = PEERS.get(name(), OURS if is_ours() else name())
+        template = command or PEERS.get(name(), OURS if is_ours() else name())
         if name() == "virtiofsd" and cache == "none":
             cache = "never"
         values = {"dir": directory, "socket": self.socket, "tag": tag, "cache": cache}
         values |= {"bin": provision.cache().root / "bin", "virtiofs": _virtiofs() or "virtiofs"}
         self.command = [word.format(**values) for word in shlex.split(template)]
-        if is_ours():
+        if is_ours() and command is None:
             self.command += options
         self._process: subprocess.Popen[bytes] | None = None
 

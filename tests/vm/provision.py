@@ -145,12 +145,16 @@ def packages() -> dict[str, Any]:
     return tomllib.loads(PACKAGES.read_text())
 
 
-def problem() -> str | None:
-    """Why the VM tests cannot run here, in one line; None when they can."""
+def problem(*optional: str) -> str | None:
+    """Why the VM tests cannot run here, in one line; None when they can.
+
+    Parts that packages.toml calls optional count only when they are named, as in ``kernels/9p``.
+    """
     if os.uname().machine != "x86_64":
         return f"the VM tests need an x86_64 host, this is {os.uname().machine}"
     here = cache()
-    stale = [part.folder for part in _parts(here.root, packages()) if not _fresh(here.root, part)]
+    parts = [part for part in _parts(here.root, packages()) if not part.optional or part.folder in optional]
+    stale = [part.folder for part in parts if not _fresh(here.root, part)]
     if stale:
         return f"not provisioned in {here.root}: {', '.join(stale)}; run python -m tests.vm.provision"
     return None
@@ -161,15 +165,14 @@ def provision(report: Callable[[str], None] = print) -> Cache:
 
     ``report`` is given one line for each step. Raises AptError.
     """
-    if problem() is None:
-        return cache()
+    here, wanted = cache(), packages()
+    if all(_fresh(here.root, part) for part in _parts(here.root, wanted)):
+        return here
     missing = [name for name in PROGRAMS if shutil.which(name) is None]
-    wanted = packages()
     if missing:
         raise ProvisionError(f"the host lacks {', '.join(missing)}: the VM tests need a Debian or a derivative of it")
     if not Path(wanted["keyring"]).exists():
         raise ProvisionError(f"{wanted['keyring']} is missing: apt-get install debian-archive-keyring")
-    here = cache()
     here.root.mkdir(parents=True, exist_ok=True)
     with _locked(here.root / "lock"):
         apt = Apt(here.root / "apt", wanted, report)
@@ -201,12 +204,13 @@ class _Part:
     folder: str
     request: str
     fill: Callable[[Apt, Path], str]
+    optional: bool
 
 
 def _parts(root: Path, wanted: dict[str, Any]) -> list[_Part]:
     def part(folder: str, fill: Callable[[Apt, Path, dict[str, Any]], str], spec: dict[str, Any]) -> _Part:
         request = json.dumps([LAYOUT, spec], sort_keys=True)
-        return _Part(folder, request, lambda apt, path: fill(apt, path, spec))
+        return _Part(folder, request, lambda apt, path: fill(apt, path, spec), spec.get("optional", False))
 
     return [
         part("sid", _fill_tree, wanted["tree"]),

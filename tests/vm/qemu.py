@@ -23,7 +23,8 @@ class Qemu(Guest):
 
     ``kernel`` is a name of packages.toml, ``cpus`` the number of virtual CPUs, ``memory`` in MiB. With ``root=False``
     there is no Debian root and no daemon for it: scripts see busybox, and the boot is shorter. ``reboots`` makes a restart
-    of the guest what it is on a machine, and not the end of QEMU.
+    of the guest what it is on a machine, and not the end of QEMU. ``accelerator`` is QEMU's ``tcg`` or ``kvm``; ``modules`` are
+    loaded beside the usual ones, ``more`` are further words of the command line.
     """
 
     def __init__(
@@ -35,6 +36,9 @@ class Qemu(Guest):
         memory: int = 1024,
         root: bool = True,
         reboots: bool = False,
+        accelerator: str = "tcg",
+        modules: Sequence[str] = (),
+        more: Sequence[str] = (),
         boot_timeout: float = 180,
     ) -> None:
         super().__init__(shares, boot_timeout)
@@ -43,6 +47,9 @@ class Qemu(Guest):
         self.memory = memory
         self.root = root
         self.reboots = reboots
+        self.accelerator = accelerator
+        self.modules = tuple(modules)
+        self.more = tuple(more)
 
     @property
     def wants_root(self) -> bool:
@@ -52,7 +59,7 @@ class Qemu(Guest):
         cache = provision.cache()
         image, modules = cache.kernel(self.kernel)
         initrd = self.scratch / "initrd"
-        initrd.write_bytes(initramfs(cache.busybox, modules, MODULES))
+        initrd.write_bytes(initramfs(cache.busybox, modules, [*MODULES, *self.modules]))
         shares = list(self.shares)
         if self.root:
             served = resources.enter_context(Daemon(cache.tree, "root", cache="always", options=["--readonly"]))
@@ -66,9 +73,9 @@ class Qemu(Guest):
             *("-nodefaults", "-no-user-config", "-display", "none"),
             *([] if self.reboots else ["-no-reboot"]),
             *("-machine", "q35,usb=off,smbus=off,sata=off,i8042=off,vmport=off,hpet=off,memory-backend=mem"),
-            *("-accel", "tcg,thread=multi" if self.cpus > 1 else "tcg"),
+            *("-accel", "tcg,thread=multi" if self.accelerator == "tcg" and self.cpus > 1 else self.accelerator),
             # Without these features the kernel copies by plain moves, which the emulator runs twice as fast.
-            *("-cpu", "max,la57=off,erms=off,fsrm=off"),
+            *("-cpu", "max,la57=off,erms=off,fsrm=off" if self.accelerator == "tcg" else "host"),
             *("-smp", str(self.cpus), "-m", f"{self.memory}M"),
             *("-object", f"memory-backend-memfd,id=mem,size={self.memory}M,share=on"),
             *("-kernel", str(image), "-initrd", str(initrd)),
@@ -86,4 +93,4 @@ class Qemu(Guest):
             elif share.request_queues > 1:
                 device += f",num-request-queues={share.request_queues}"
             command += ["-chardev", f"socket,id=fs{index},path={share.socket}", "-device", device]
-        return command
+        return [*command, *self.more]
