@@ -14,8 +14,20 @@ use crate::HostDir;
 impl FileSystem for HostDir {
     /// LSEEK while the guest holds dirty pages back: it asks without writing them first (`fuse_lseek`, `fs/fuse/file.c`), so
     /// the host would take fresh data for a hole, and who copies by SEEK_DATA would lose it. On its own it takes all of a file for data.
+    ///
+    /// Extended attributes where none are served: it asks for `security.capability` before it changes a file, twice for each new one
+    /// that tar(1) unpacks, unless it knows that there are none at all.
     fn lacks(&self) -> u64 {
-        if self.writeback() { 1 << Opcode::Lseek as u32 } else { 0 }
+        let mut lacks = 0;
+        if self.writeback() {
+            lacks |= 1 << Opcode::Lseek as u32;
+        }
+        if !self.config.xattr {
+            for op in [Opcode::Setxattr, Opcode::Getxattr, Opcode::Listxattr, Opcode::Removexattr] {
+                lacks |= 1 << op as u32;
+            }
+        }
+        lacks
     }
 
     fn read_only(&self) -> bool {

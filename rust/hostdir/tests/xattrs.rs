@@ -3,8 +3,8 @@
 mod common;
 
 use common::*;
-use virtiofs_fuse::FileSystem;
 use virtiofs_fuse::wire::*;
+use virtiofs_fuse::{FileSystem, Opcode};
 use virtiofs_hostdir::{Config, HostDir, NameRule};
 
 fn get(share: &Share, node: u64, name: &std::ffi::CStr) -> virtiofs_fuse::Result<Vec<u8>> {
@@ -83,6 +83,10 @@ fn what_the_share_does_not_serve_is_not_supported_and_not_listed() {
     is(share.fs.setxattr(&ROOT, node, c"user.a", b"", 0, false), libc::EOPNOTSUPP);
     is(share.fs.removexattr(&ROOT, node, c"user.a"), libc::EOPNOTSUPP);
     is(share.fs.listxattr(&ROOT, node, &mut []), libc::EOPNOTSUPP);
+    let all = [Opcode::Setxattr, Opcode::Getxattr, Opcode::Listxattr, Opcode::Removexattr];
+    assert!(all.iter().all(|&op| share.fs.lacks() & 1 << op as u32 != 0), "the guest would ask again");
+    let serves = Share::with(config(), 0);
+    assert!(all.iter().all(|&op| serves.fs.lacks() & 1 << op as u32 == 0));
 
     // ACLs that a guest has not negotiated are nothing that it may see, let alone set.
     let acl: Vec<u8> = {
