@@ -66,7 +66,9 @@ coherence: ## Look for a stale answer among a million of guests that change file
 	VIRTIOFS_OPERATIONS=$${VIRTIOFS_OPERATIONS:-1000000} cargo test --release -p virtiofs-device --test coherence -- --nocapture
 
 .PHONY: bench
-bench: $(VENV)/tools ## Benchmarks of the Python side; those of the Rust side are in benches/README.md
+bench: $(VENV)/tools guests ## All benchmarks, into docs/benchmarks (let the machine be idle)
+	$(BIN)/python benches/vs/run.py --out docs/benchmarks/daemons $(BENCH)
+	$(BIN)/python benches/guest/run.py --out docs/benchmarks/guest
 	$(BIN)/python -m pytest --benchmark-enable --benchmark-only benches/python $(PYTEST)
 
 .PHONY: bench-guest

@@ -9,6 +9,6 @@ wanted = [sys.argv[1]]
 for extra in wanted:
     for requirement in extras[extra]:
         if requirement.startswith("virtiofs["):
-            wanted.append(requirement.removeprefix("virtiofs[").removesuffix("]"))
+            wanted += requirement.removeprefix("virtiofs[").removesuffix("]").split(",")
         else:
             print(requirement)

@@ -24,6 +24,7 @@ __all__ = [
     "GuestMemory",
     "HostDir",
     "Lane",
+    "Load",
     "Lock",
     "Mmio",
     "Native",
@@ -37,6 +38,8 @@ __all__ = [
     "__version__",
     "fuse_mount",
     "fuse_unmount",
+    "load_native",
+    "load_rows",
     "log",
     "log_sink",
     "log_stop",
@@ -632,6 +635,44 @@ class File:
     def close(self) -> None: ...
     def __enter__(self) -> Self: ...
     def __exit__(self, *_args: object) -> None: ...
+
+class _Figures(TypedDict):
+    row: str
+    depth: int
+    queues: int
+    ops: int
+    seconds: float
+    ops_per_s: float
+    mib_per_s: float
+    p50_us: float
+    p99_us: float
+    daemon_cpu_us: float
+    driver_cpu_us: float
+    kicks: int
+    rss_kib: int
+
+def load_rows() -> list[str]: ...
+def load_native(directory: _Path, row: str, *, depth: int = 1, seconds: float = 1.0, warm: float = 0.2) -> _Figures: ...
+
+@final
+class Load:
+    def __new__(
+        cls,
+        socket: _Path,
+        *,
+        pid: int | None = None,
+        depth: int = 32,
+        queues: int = 1,
+        polling: bool = False,
+        strict: bool = True,
+    ) -> Load: ...
+    def prepare(self) -> None: ...
+    def run(
+        self, row: str, *, depth: int = 1, queues: int = 1, seconds: float = 1.0, warm: float = 0.2
+    ) -> _Figures: ...
+    def memory(self) -> int: ...
+    def hold(self, directory: str, count: int) -> int: ...
+    def close(self) -> None: ...
 
 @final
 class Client:

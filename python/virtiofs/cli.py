@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if given[:1] == ["serve"]:
             given = compat.expand(given)
-        parsed = _parser().parse_args(given, argparse.Namespace(argv=given))
+        parsed = _parser(given[0] if given else None).parse_args(given, argparse.Namespace(argv=given))
         return int(parsed.command(parsed))
     except (ConfigError, OSError) as error:
         print(f"virtiofs: error: {one_line(error)}", file=sys.stderr)
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(word: str | None = None) -> argparse.ArgumentParser:
     parser = _Parser(
         prog="virtiofs",
         description="Share a directory of this host with virtual machines over virtio-fs.",
@@ -71,6 +71,12 @@ def _parser() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", help="serve a directory to the embedded guest and show what it does")
     demo.add_argument("directory", nargs="?", metavar="DIR", help="directory to show; a new one by default")
     demo.set_defaults(command=_demo)
+    bench = commands.add_parser("bench", help="measure daemons side by side", allow_abbrev=False)
+    if word == "bench":
+        # What it imports would only make a daemon larger.
+        from .bench.command import options
+
+        options(bench)
     doctor = commands.add_parser("doctor", help="tell what this host can do")
     doctor.add_argument("--json", action="store_true", help="as JSON")
     doctor.set_defaults(command=_doctor)

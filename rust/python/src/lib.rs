@@ -21,6 +21,7 @@ mod guest;
 mod handlers;
 mod kept;
 mod lane;
+mod load;
 mod log;
 mod memory;
 mod mount;
@@ -53,6 +54,8 @@ mod _core {
     use super::guest::{File, Guest};
     #[pymodule_export]
     use super::lane::EventLoop;
+    #[pymodule_export]
+    use super::load::{Load, load_native, load_rows};
     #[pymodule_export]
     use super::log::{log, log_sink, log_stop, log_to_python, log_to_stderr, log_to_syslog};
     #[pymodule_export]

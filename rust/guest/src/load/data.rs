@@ -65,6 +65,23 @@ pub fn prepare(guest: &Guest) -> Result<()> {
     guest.client().settle()
 }
 
+/// Looks the names `f00000` and so on up in each directory of `directory`, `count` in each, and holds them. Answers how many nodes
+/// that are: as many as the host lets the daemon hold.
+pub fn hold(guest: &Guest, directory: &str, count: usize) -> Result<usize> {
+    let mut nodes = 0;
+    for name_of in guest.listdir(directory)? {
+        let parent = guest.nodeid(format!("{directory}/{}", String::from_utf8_lossy(&name_of)))?;
+        for n in 0..count {
+            match guest.client().lookup(parent, bare(&name(n))) {
+                Ok(_) => nodes += 1,
+                Err(Error::Errno(libc::EMFILE | libc::ENFILE)) => return Ok(nodes),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    Ok(nodes)
+}
+
 /// What rows know of the share.
 pub(crate) struct Share {
     pub(crate) many: u64,

@@ -20,8 +20,8 @@ use crate::slot::Shape;
 use crate::{Client, Error, Guest, Result};
 
 const WARM: u8 = 0;
-const MEASURE: u8 = 1;
-const STOP: u8 = 2;
+pub(super) const MEASURE: u8 = 1;
+pub(super) const STOP: u8 = 2;
 
 /// What a row may do with one slot.
 pub(crate) struct Io<'a> {
@@ -86,11 +86,20 @@ struct Lane {
     inside: bool,
 }
 
+/// What one thread counted.
 #[derive(Default)]
-struct Tally {
-    ops: u64,
-    latency: Histogram,
-    kicks: u64,
+pub(super) struct Tally {
+    pub(super) ops: u64,
+    pub(super) latency: Histogram,
+    pub(super) kicks: u64,
+}
+
+impl Tally {
+    /// One operation, which took so long.
+    pub(super) fn add(&mut self, took: Duration) {
+        self.ops += 1;
+        self.latency.add(took.as_nanos() as u64);
+    }
 }
 
 pub(crate) fn run(guest: &Guest, plan: &Plan, daemon: &Processes) -> Result<Report> {
@@ -135,10 +144,7 @@ pub(crate) fn run(guest: &Guest, plan: &Plan, daemon: &Processes) -> Result<Repo
             .collect()
     });
     for tally in tallies {
-        let tally = tally?;
-        report.ops += tally.ops;
-        report.latency.merge(&tally.latency);
-        report.kicks += tally.kicks;
+        report.add(tally?);
     }
     for row in work {
         row.finish(client)?;
@@ -149,7 +155,7 @@ pub(crate) fn run(guest: &Guest, plan: &Plan, daemon: &Processes) -> Result<Repo
 }
 
 /// Sleeps, but not on after a worker has stopped.
-fn nap(phase: &AtomicU8, time: Duration) {
+pub(super) fn nap(phase: &AtomicU8, time: Duration) {
     let end = Instant::now() + time;
     loop {
         let left = end.saturating_duration_since(Instant::now());
@@ -222,8 +228,7 @@ fn drive(client: &Client, queue: usize, row: &mut dyn Row, depth: usize, phase: 
             if complete && let Some(lane) = lanes.get_mut(index) {
                 lane.inside = false;
                 if current == MEASURE {
-                    tally.ops += 1;
-                    tally.latency.add(now.duration_since(lane.since).as_nanos() as u64);
+                    tally.add(now.duration_since(lane.since));
                 }
             }
             idle.push(index);

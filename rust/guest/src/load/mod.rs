@@ -8,18 +8,22 @@ mod driver;
 mod files;
 mod histogram;
 mod listing;
+mod mixed;
 mod names;
+mod native;
 mod process;
 mod rows;
 
 use std::time::Duration;
 
-pub use data::{FILES, LISTED, prepare};
+pub use data::{FILES, LISTED, hold, prepare};
 pub use histogram::Histogram;
+pub use native::run_native;
 pub use process::{Memory, Processes};
 pub use rows::{ROWS, RowKind};
 
 use crate::{Guest, Result};
+use driver::Tally;
 
 /// What to run.
 #[derive(Clone, Copy, Debug)]
@@ -64,6 +68,12 @@ impl Report {
     /// MiB of file data per second.
     pub fn throughput(&self) -> f64 {
         self.rate() * self.bytes_per_op as f64 / f64::from(1 << 20)
+    }
+
+    fn add(&mut self, tally: Tally) {
+        self.ops += tally.ops;
+        self.latency.merge(&tally.latency);
+        self.kicks += tally.kicks;
     }
 
     /// CPU time of the daemon for one operation, in µs.

@@ -3,6 +3,7 @@
 
 use super::data::Share;
 use super::driver::Io;
+use super::mixed::Mixed;
 use super::{files, listing, names};
 use crate::{Client, Error, Result};
 
@@ -79,6 +80,8 @@ rows! {
     Setattr "setattr"
     /// MKDIR, RMDIR, FORGET.
     MkdirRmdir "mkdir-rmdir"
+    /// LOOKUP of held names (40 %), GETATTR (30 %), READ (20 %) and WRITE (10 %) of 4 KiB at random places.
+    Mixed "mixed"
 }
 
 impl std::str::FromStr for RowKind {
@@ -108,6 +111,16 @@ pub(crate) fn build(kind: RowKind, client: &Client, share: &Share, lanes: usize,
         RowKind::Randwrite4k => Box::new(files::Transfer::new(client, share.big, 4096, true, true, queue)?),
         RowKind::Seqread1m => Box::new(files::Transfer::new(client, share.big, 1 << 20, false, false, queue)?),
         RowKind::Seqwrite1m => Box::new(files::Transfer::new(client, share.big, 1 << 20, false, true, queue)?),
+        RowKind::Mixed => {
+            let one = |kind| build(kind, client, share, lanes, queue);
+            let parts = vec![
+                (40, one(RowKind::LookupWarm)?),
+                (70, one(RowKind::Getattr)?),
+                (90, one(RowKind::Randread4k)?),
+                (100, one(RowKind::Randwrite4k)?),
+            ];
+            Box::new(Mixed::new(parts, lanes, queue))
+        }
         RowKind::Readdirplus => Box::new(listing::Listing::new(client, share.list, lanes, true)?),
         RowKind::ReaddirplusWarm => Box::new(listing::Listing::new(client, share.list, lanes, false)?),
     })

@@ -1,0 +1,42 @@
+"""What figures depend on beside the daemons."""
+
+import os
+import platform
+import subprocess
+import time
+from pathlib import Path
+from typing import TypedDict
+
+
+class Machine(TypedDict):
+    """The machine that was measured on."""
+
+    kernel: str
+    cpu: str
+    cpus: int
+    filesystem: str
+    load_average: float
+    time: str
+
+
+def describe(directory: Path) -> Machine:
+    """This machine now, and the file system that `directory` lies on."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    filesystem = subprocess.run(["stat", "-f", "-c", "%T", directory], capture_output=True, text=True, check=False)
+    return Machine(
+        kernel=platform.release(),
+        cpu=models[0] if models else platform.processor(),
+        cpus=os.cpu_count() or 1,
+        filesystem=filesystem.stdout.strip(),
+        load_average=round(os.getloadavg()[0], 2),
+        time=time.strftime("%Y-%m-%d %H:%M:%S%z"),
+    )
+
+
+def title(machine: Machine, rounds: int) -> str:
+    """One line for the top of a table."""
+    return (
+        f"{machine['cpu']}, {machine['cpus']} CPUs, Linux {machine['kernel']}, {machine['filesystem']}, "
+        f"load {machine['load_average']:.1f} at the beginning; medians of {rounds} rounds."
+    )

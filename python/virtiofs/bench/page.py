@@ -1,0 +1,134 @@
+"""The result as a page of its own, with plots. Needs matplotlib (`pip install 'virtiofs[bench]'`)."""
+
+import html
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+
+from matplotlib.figure import Figure
+
+from . import table
+from .daemons import OURS
+from .machine import Machine, title
+from .measure import Measurement
+
+PLOTS: Final = {
+    "ops_per_s": ("Operations per second", "more is better"),
+    "daemon_cpu_us": ("CPU of the daemon per operation, µs", "less is better"),
+    "p50_us": ("Latency p50, µs", "less is better"),
+}
+COLUMNS: Final = 4
+STYLE: Final = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 78rem; padding: 0 1rem; color: #222 }
+table { border-collapse: collapse; font-size: 13px; margin: 1rem 0; display: block; overflow-x: auto }
+th, td { border-bottom: 1px solid #ddd; padding: .25rem .6rem; text-align: left; white-space: nowrap }
+td.good { color: #06682a; font-weight: 600 } td.bad { color: #a11; font-weight: 600 }
+svg { width: 100%; height: auto } code, pre { background: #f4f4f4; padding: .1rem .3rem } pre { overflow-x: auto }
+"""
+
+
+def plot(measurements: Sequence[Measurement], names: Sequence[str], figure: str) -> Figure:
+    """One panel for each row: a bar for each daemon at each depth; rates with lines from the slowest round to the fastest."""
+    found = table.medians(measurements)
+    labels = list(dict.fromkeys(key.label for key in found))
+    lines = max(-(-len(labels) // COLUMNS), 1)
+    canvas = Figure(figsize=(4 * COLUMNS, 2.6 * lines), layout="constrained")
+    axes = canvas.subplots(lines, COLUMNS, squeeze=False)
+    for panel in axes.flat:
+        panel.set_axis_off()
+    for label, panel in zip(labels, axes.flat, strict=False):
+        keys = [key for key in found if key.label == label]
+        panel.set_axis_on()
+        panel.set_title(label, fontsize=10)
+        width = 0.8 / len(names)
+        for at, name in enumerate(names):
+            there = [(place, found[key][name]) for place, key in enumerate(keys) if name in found[key]]
+            places = [place + (at - (len(names) - 1) / 2) * width for place, _ in there]
+            heights = [figures[figure] for _, figures in there]  # type: ignore[literal-required]
+            errors: Any = None
+            if figure == "ops_per_s":
+                errors = [
+                    [figures["ops_per_s"] - figures["slowest"] for _, figures in there],
+                    [figures["fastest"] - figures["ops_per_s"] for _, figures in there],
+                ]
+            panel.bar(places, heights, width, yerr=errors, color=f"C{at}", label=name, error_kw={"linewidth": 0.8})
+        panel.set_xticks(range(len(keys)), [f"QD {key.depth}" for key in keys], fontsize=8)
+        panel.tick_params(axis="y", labelsize=8)
+        panel.spines[["top", "right"]].set_visible(False)
+    head, better = PLOTS[figure]
+    canvas.suptitle(f"{head} ({better})", fontsize=12)
+    handles, legends = axes.flat[0].get_legend_handles_labels()
+    canvas.legend(handles, legends, loc="outside lower center", ncols=len(names), frameon=False)
+    return canvas
+
+
+def save(plotted: Figure, file: Path) -> None:
+    """Writes a plot; the name's ending says the format: .svg or .png."""
+    plotted.savefig(file, dpi=120, metadata={"Date": None} if file.suffix == ".svg" else None)
+
+
+def _inline(plotted: Figure) -> str:
+    """A plot as an element of a page."""
+    text = io.StringIO()
+    plotted.savefig(text, format="svg", metadata={"Date": None})
+    svg = text.getvalue()
+    return svg[svg.index("<svg") :]
+
+
+def _table(heads: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    ratio_at = {head: at for at, head in enumerate(heads) if head in ("ops", "CPU", "p50")}
+    lines = ["<table><tr>", *(f"<th>{html.escape(head)}</th>" for head in heads), "</tr>"]
+    for row in body:
+        lines.append("<tr>")
+        for at, cell in enumerate(row):
+            mark = ""
+            if at in ratio_at.values() and cell.endswith("x"):
+                good = (float(cell[:-1]) >= 1) == (at == ratio_at["ops"])
+                mark = f' class="{"good" if good else "bad"}"'
+            lines.append(f"<td{mark}>{html.escape(cell)}</td>")
+        lines.append("</tr>")
+    return "".join([*lines, "</table>"])
+
+
+def page(
+    measurements: Sequence[Measurement],
+    names: Sequence[str],
+    machine: Machine,
+    daemons: dict[str, dict[str, str]],
+    rounds: int,
+) -> str:
+    """A page that needs nothing beside itself: tables, plots, daemons, and all measurements as JSON.
+
+    Args:
+        measurements: what `measure` answered.
+        names: the columns.
+        machine: where it was measured.
+        daemons: name -> its command and its version.
+        rounds: how many there were.
+    """
+    memory = table.memory_rows(measurements, [name for name in names if name in daemons])
+    told = "".join(
+        f"<li><b>{html.escape(name)}</b>: {html.escape(one['version'])}<br><code>{html.escape(one['command'])}</code></li>"
+        for name, one in daemons.items()
+    )
+    # A closing tag within the data would end the element.
+    data = json.dumps(measurements).replace("</", "<\\/")
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>virtiofs: benchmarks</title><style>{STYLE}</style></head><body>
+<h1>virtiofs beside other daemons</h1>
+<p>{html.escape(title(machine, rounds))} {html.escape(machine["time"])}.</p>
+<p>{"<br>".join(html.escape(line) for line in table.LEGEND)}</p>
+{"".join(_inline(plot(measurements, names, figure)) for figure in PLOTS)}
+<h2>Figures</h2>{_table(*table.rows(measurements, names))}
+{_table(*memory) if memory[1] else ""}
+<h2>Daemons</h2><ul>{told}</ul>
+<p>“{OURS}” is this package. All measurements are in this page as JSON, in the element <code>measurements</code>.</p>
+<script type="application/json" id="measurements">{data}</script>
+</body></html>
+"""

@@ -1,0 +1,114 @@
+"""`virtiofs bench`: that it measures what it says, not how fast anything is."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.daemon import virtiofs
+from virtiofs import _core
+from virtiofs.bench import Daemon, Plan, known, measure
+from virtiofs.bench.measure import steps
+from virtiofs.bench.table import markdown, medians, ratios
+
+SHORT = Plan(seconds=0.02, warm=0.0, rounds=2, inodes=200, native=False)
+OURS = known(rust="/nonexistent", c="/nonexistent")[:1]
+
+
+@pytest.mark.timeout(240)
+def test_every_row_does_its_work_over_vhost_user_and_natively(tmp_path: Path) -> None:
+    plan = Plan(depths=(1, 4), seconds=0.25, warm=0.0, rounds=1, inodes=0)
+    told: list[str] = []
+    found = measure(plan, OURS, tmp_path, progress=told.append, failed=pytest.fail)
+    assert len(told) == steps(plan, OURS)
+    assert {one["row"] for one in found} == set(_core.load_rows())
+    assert len(found) == len(plan.rows) * len(plan.depths) * 2
+    for one in found:
+        assert one["ops"] > 0, one
+        assert 0 < one["p50_us"] <= one["p99_us"], one
+        assert one["daemon_cpu_us"] > 0, one
+        assert (one["mib_per_s"] > 0) == (one["row"] == "churn4k" or one["row"].startswith(("rand", "seq"))), one
+    # Nothing of the work is left behind.
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["big", "list", "many", "work"]
+    assert list((tmp_path / "work").iterdir()) == []
+
+
+def test_queues_drivers_and_memory(tmp_path: Path) -> None:
+    plan = replace(SHORT, rows=("getattr",), depths=(2,), queues=(1, 2), drivers=("blocking", "polling"))
+    found = measure(plan, OURS, tmp_path, failed=pytest.fail)
+    ways = {(one["queues"], one["driver"]) for one in found if one["row"] == "getattr"}
+    assert ways == {(queues, driver) for queues in (1, 2) for driver in ("blocking", "polling")}
+    idle, held = (one for one in found if one["row"].startswith("memory"))
+    assert (idle["nodes"], held["nodes"]) == (0, 200)
+    assert 0 < idle["rss_kib"] <= held["rss_kib"]
+    assert "getattr (2 queues, polling)" in markdown(found, ["ours"])
+
+
+def test_a_daemon_that_does_not_start_is_told_and_the_others_go_on(tmp_path: Path) -> None:
+    plan = replace(SHORT, rows=("getattr",), depths=(1,))
+    failed: list[str] = []
+    broken = Daemon("broken", "false {dir} {sock}")
+    found = measure(plan, [*OURS, broken], tmp_path, failed=failed.append)
+    assert {one["daemon"] for one in found} == {"ours"}
+    assert len(failed) == plan.rounds + 1
+    assert all("broken" in line for line in failed)
+
+
+def test_ratios_are_ours_over_the_better_peer() -> None:
+    def one(daemon: str, rate: float, cpu: float) -> dict[str, object]:
+        figures = dict.fromkeys(("mib_per_s", "p50_us", "p99_us", "driver_cpu_us", "rss_kib"), 1.0)
+        line = {"row": "getattr", "depth": 8, "queues": 1, "driver": "blocking"}
+        return {**line, **figures, "daemon": daemon, "ops_per_s": rate, "daemon_cpu_us": cpu}
+
+    rounds = [one("ours", 100, 2), one("ours", 300, 4), one("ours", 200, 3)]
+    peers = [one("slow", 50, 1.5), one("quick", 160, 6), one("native", 10_000, 0.1)]
+    found = medians(rounds + peers)
+    (ratio,) = ratios(found)
+    assert (ratio["ops_ratio"], ratio["fastest_peer"]) == (200 / 160, "quick")
+    assert (ratio["cpu_ratio"], ratio["cheapest_peer"]) == (2, "slow")
+    (figures,) = found.values()
+    assert (figures["ours"]["slowest"], figures["ours"]["fastest"]) == (100, 300)
+
+
+def test_the_command_writes_a_page_that_needs_nothing_else(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    stem = tmp_path / "out" / "result"
+    short = ["--rows", "getattr,mixed", "--depth", "1,2", "--rounds", "1", "--seconds", "0.02", "--inodes", "100"]
+    done = virtiofs("bench", *short, "--only", "ours", "--dir", str(tmp_path / "data"), "--out", str(stem))
+    assert done.returncode == 0, done.stderr
+    assert "| getattr | 1 |" in done.stdout
+    assert stem.with_suffix(".md").read_text().strip() == done.stdout.strip()
+    result = json.loads(stem.with_suffix(".json").read_text())
+    assert result["machine"]["cpus"] > 0
+    assert result["daemons"]["ours"]["version"].startswith("virtiofs ")
+    page = stem.with_suffix(".html").read_text()
+    assert page.count("<svg") == 3
+    # Names of XML are no addresses; nothing is loaded from anywhere.
+    assert not re.search(r"""<link|<script src|<img|@import|url\((?!#)|src=["']http""", page)
+    data = re.search(r'id="measurements">(.*?)</script>', page, re.DOTALL)
+    assert data is not None
+    assert json.loads(data[1]) == result["measurements"]
+    for figure in ("ops-per-s", "daemon-cpu-us", "p50-us"):
+        assert stem.with_name(f"result-{figure}.svg").read_text().lstrip().startswith("<?xml")
+        assert stem.with_name(f"result-{figure}.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--rows", "getattr,nothing"], "'nothing'"),
+        (["--depth", "0"], "'0'"),
+        (["--depth", "x"], "'x'"),
+        (["--driver", "sleeping"], "'sleeping'"),
+        (["--rounds", "0"], "--rounds: 0"),
+        (["--seconds", "-1"], "--seconds: -1"),
+        (["--only", "nobody"], "no nobody here; there are ours"),
+    ],
+)
+def test_bad_input_is_one_line(arguments: list[str], said: str) -> None:
+    done = virtiofs("bench", *arguments)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert said in done.stderr
