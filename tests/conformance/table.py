@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from tests.posix.comparison import Verdict, compare
 from tests.posix.runner import FAILED, NOT_RUN, OK, Result
 
-from .expected import DIFFERENCES
+from .expected import DIFFERENCES, LEFT_OUT
 from .ground import CONTROL, MOUNTS, OF_SERVERS, SETUPS
 from .record import Record
 
@@ -19,7 +19,11 @@ HEAD = """\
 
 Suites that others wrote, run in a guest on our shares and, as the control, on a local disk of the same guest: ext4 both times,
 the share over a directory of it. *mount-…* is the same share without a guest, mounted by /dev/fuse of the host; its control is
-the guest's. Written by `make conformance`; CONTRIBUTING.md says how to run it.
+the guest's. Written by
+
+    make conformance PJDFSTEST=/path/to/pjdfstest XFSTESTS=/path/to/xfstests
+
+or line by line with `CONFORMANCE="--suite SUITE --setup SHARE"`; CONTRIBUTING.md says more.
 
 *Passed*, *failed* and *not run* are of the share; in brackets, of the control. *Differ* counts the tests that pass on the
 control and not on the share: each is listed below with its reason, and is a fault when it has none.
@@ -58,7 +62,7 @@ def table(records: Records, suites: Mapping[str, str]) -> str:
             differ = str(len(found.expected) + len(found.worse))
             what = [share.kernel, f"{share.commit}, {share.date}", share.version]
             lines.append(f"| {' | '.join([suite, setup, *cells, differ, *what])} |")
-    return HEAD + "\n".join(lines) + "\n" + _suites(suites) + _differences(records) + _not_run(records)
+    return HEAD + "\n".join(lines) + "\n" + _suites(suites) + _differences(records) + _not_run(records) + _left_out()
 
 
 def _suites(suites: Mapping[str, str]) -> str:
@@ -102,3 +106,7 @@ def _not_run(records: Records) -> str:
     lines = ["\n## Not run on either\n", "| suite | tests | why |", "|---|---|---|"]
     lines += [f"| {suite} | {' '.join(sorted(names))} | {why} |" for (suite, why), names in sorted(rows.items())]
     return "\n".join(lines) + "\n"
+
+
+def _left_out() -> str:
+    return "\n## Left out\n\n" + "".join(f"- **{names}**: {why}\n" for names, why in LEFT_OUT.items())
