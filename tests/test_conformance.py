@@ -77,6 +77,7 @@ def test_the_page_counts_and_names_what_differs_from_the_control() -> None:
     assert "| fsx | auto | 1 (2) | 2 (1) | 0 (0) | 1 | 7.2 | abc, 2026-01-02 | def |" in page
     assert "| other | | | | not run | | | | |" in page
     assert "| fsx | b | failed | auto | **unexplained**: lost |" in page
+    assert "| fsx | c | failed | y |" in page
     assert table.verdict(records, "fsx", "auto").faults() == ["b: failed: lost"]
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from tests.posix.comparison import Verdict, compare
 from tests.posix.runner import FAILED, NOT_RUN, OK, Result
 
-from .expected import DIFFERENCES, LEFT_OUT
+from .expected import DIFFERENCES, LEFT_OUT, ON_BOTH
 from .ground import CONTROL, MOUNTS, OF_SERVERS, SETUPS
 from .record import Record
 
@@ -62,7 +62,7 @@ def table(records: Records, suites: Mapping[str, str]) -> str:
             differ = str(len(found.expected) + len(found.worse))
             what = [share.kernel, f"{share.commit}, {share.date}", share.version]
             lines.append(f"| {' | '.join([suite, setup, *cells, differ, *what])} |")
-    return HEAD + "\n".join(lines) + "\n" + _suites(suites) + _differences(records) + _not_run(records) + _left_out()
+    return HEAD + "\n".join(lines) + "\n" + _suites(suites) + _differences(records) + _shared(records) + _left_out()
 
 
 def _suites(suites: Mapping[str, str]) -> str:
@@ -90,21 +90,23 @@ def _differences(records: Records) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _not_run(records: Records) -> str:
-    """What neither runs on the share nor on the control, by reason."""
-    rows: dict[tuple[str, str], set[str]] = defaultdict(set)
+def _shared(records: Records) -> str:
+    """What the control does not pass either, by reason."""
+    rows: dict[tuple[str, str, str], set[str]] = defaultdict(set)
     for (suite, setup), share in records.items():
         control = records.get((suite, CONTROL))
         if setup == CONTROL or control is None:
             continue
         passed = {result.name for result in control.results if result.result == OK}
         for result in share.results:
-            if result.result == NOT_RUN and result.name not in passed:
-                rows[suite, result.why].add(result.name)
+            if result.result != OK and result.name not in passed:
+                reason = ON_BOTH.get(result.name, result.why)
+                rows[suite, result.result, reason].add(result.name)
     if not rows:
         return ""
-    lines = ["\n## Not run on either\n", "| suite | tests | why |", "|---|---|---|"]
-    lines += [f"| {suite} | {' '.join(sorted(names))} | {why} |" for (suite, why), names in sorted(rows.items())]
+    lines = ["\n## Not passed by the control either\n", "| suite | tests | | why |", "|---|---|---|---|"]
+    for (suite, word, why), names in sorted(rows.items()):
+        lines.append(f"| {suite} | {' '.join(sorted(names))} | {word} | {why} |")
     return "\n".join(lines) + "\n"
 
 
