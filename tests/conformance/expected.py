@@ -24,7 +24,7 @@ DIFFERENCES: Mapping[str, tuple[Difference, ...]] = {
 }
 
 ON_BOTH: Mapping[str, str] = {
-    "generic/062": "setfattr of Debian sid warns that --restore without -P follows symbolic links, which the suite does not expect",
+    "generic/062": "setfattr of Debian sid warns that --restore follows symbolic links, which the suite does not expect",
 }
 """Why tests fail on the local disk as well, where what they print does not say it in a line."""
 
