@@ -88,6 +88,14 @@ def test_what_only_a_server_can_say_needs_no_control() -> None:
         assert table.verdict(records, "fsx", "auto").faults() == faults
 
 
+def test_only_what_passes_needs_no_control() -> None:
+    records = {
+        ("fsx", CONTROL): _record(CONTROL),
+        ("fsx", "auto"): _record("auto", Result("a", OK), Result("b", FAILED, "x")),
+    }
+    assert table.verdict(records, "fsx", "auto").faults() == ["b: the control has no result"]
+
+
 def test_a_test_that_the_share_has_no_result_of_is_a_fault() -> None:
     records = {("fsx", CONTROL): _record(CONTROL, Result("a", OK)), ("fsx", "auto"): _record("auto")}
     assert table.verdict(records, "fsx", "auto").faults() == ["a: the share has no result"]
