@@ -491,7 +491,16 @@ class Daemon:
 
 @final
 class Connection:
-    def __new__(cls, fs: HostDir | Routed, *, threads: int, slow_threads: int, max_write: int, want: int) -> Self: ...
+    def __new__(
+        cls,
+        fs: HostDir | Routed,
+        *,
+        threads: int,
+        slow_threads: int,
+        max_write: int,
+        want: int,
+        follow: VersionTable | None = None,
+    ) -> Self: ...
     def serve(self, fd: int) -> None: ...
     def wait_begun(self, timeout: float) -> bool: ...
     def stop(self) -> None: ...

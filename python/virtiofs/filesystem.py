@@ -90,6 +90,9 @@ class FileSystem:
     writeback: bool = False
     """Let the guest collect writes and send them later. Only where nobody else changes the files."""
 
+    version_table: "_core.VersionTable | None" = None
+    """Where changes are told, for those who remember what they were told: see ``docs/version-table.md``."""
+
     lanes: int = 1
     """Threads that methods are called from. With one, methods need no locks."""
 

@@ -105,6 +105,7 @@ class Mount:
             slow_threads=self.slow_threads,
             max_write=_MAX_WRITE,
             want=self.fs.init_flags,
+            follow=self.fs.version_table,
         )
         fd = self._mount()
         try:

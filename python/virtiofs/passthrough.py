@@ -135,7 +135,7 @@ class Passthrough(NativeOperations):
                 ConfigError(f"node_descriptors: {node_descriptors} is no number of descriptors"), "take 0 or more"
             )
         self.node_descriptors: Final = node_descriptors
-        self.version_table: Final = version_table
+        self.version_table = version_table
         self.ownership: Final = ownership
         self.dax: Final = files(dax)
 

@@ -66,16 +66,17 @@ impl InodeWatcher {
     }
 
     /// Before the answer to a question about an inode; `fd` gives a descriptor of it (O_PATH will do) if it is not watched. Then what was
-    /// noted before the question is stale from now on: the change of a moment ago may have been missed.
+    /// noted before the question is stale from now on, and the answer is true: the change of a moment ago may have been missed.
     #[inline]
-    pub fn see<F: AsFd>(&self, fd: impl FnOnce() -> Option<F>, slot: u64, watched: &Watched) {
+    pub fn see<F: AsFd>(&self, fd: impl FnOnce() -> Option<F>, slot: u64, watched: &Watched) -> bool {
         if watched.load(Ordering::Acquire) {
-            return;
+            return false;
         }
         match fd() {
             Some(fd) => self.shared.add(fd.as_fd(), slot, watched),
             None => self.shared.table.bump(slot),
         }
+        true
     }
 }
 

@@ -14,11 +14,12 @@
 //!   PASSTHROUGH, OVER_IO_URING and splicing are offered and not taken.
 //! - Permissions are checked by the kernel if the mount has `default_permissions`, which a guest's always has. Without `allow_other` it
 //!   lets nobody but the user who mounted near.
-//! - The kernel listens: [`Notifier`].
+//! - The kernel listens: [`Notifier`]. A version table is told to it that way.
 
 mod buffer;
 mod channel;
 mod connection;
+mod follower;
 mod mount;
 mod notifier;
 mod tether;

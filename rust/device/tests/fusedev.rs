@@ -72,7 +72,7 @@ fn mounted(work: impl FnOnce(&Path, &OneFile, &Connection)) {
     let max_write = 1 << 20;
     let server = Arc::new(Server::new(fs.clone(), Limits { max_write, ..Limits::default() }));
     let config = Config { threads: 2, slow_threads: 2, max_write: max_write as usize };
-    let connection = Connection::start(server, fd, config).unwrap();
+    let connection = Connection::start(server, fd, config, None).unwrap();
     fs.notifier.set(connection.notifier().clone()).unwrap();
     assert!(connection.wait_begun(PATIENCE).unwrap());
     let _unmount = Unmount(there.path());

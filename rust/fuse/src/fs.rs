@@ -64,6 +64,10 @@ pub trait FileSystem: Send + Sync {
         Held::default()
     }
 
+    /// Calls `each` with every node that the guest holds, the root included, and whether it is a directory. Only a file system whose node
+    /// ids carry slots of a version table has something to say.
+    fn known(&self, each: &mut dyn FnMut(u64, bool)) {}
+
     /// A session begins with these features. Whatever an earlier session left was dropped by [`FileSystem::destroy`].
     fn init(&self, negotiated: &Negotiated) {}
 

@@ -136,6 +136,11 @@ impl Server {
         self.fs.held()
     }
 
+    /// Calls `each` with every node that the guest holds, and whether it is a directory: see [`FileSystem::known`].
+    pub fn known(&self, each: &mut dyn FnMut(u64, bool)) {
+        self.fs.known(each);
+    }
+
     /// What the session agreed on, or `None` outside of one.
     pub fn negotiated(&self) -> Option<Negotiated> {
         let session = self.session.lock();

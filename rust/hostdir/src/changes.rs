@@ -73,12 +73,13 @@ impl Renaming<'_> {
 }
 
 impl HostDir {
-    /// Somebody asks about an inode, or a directory's entries, and may remember the answer.
+    /// Somebody asks about an inode, or a directory's entries, and may remember the answer. Answers whether the inode is watched only since
+    /// now.
     #[inline]
-    pub(crate) fn asked(&self, inode: &Inode) {
-        if let Some(watcher) = self.config.watcher.as_deref() {
-            watcher.see(|| inode.fd().ok(), inode.slot, inode.watched.get_or_init(Watched::default));
-        }
+    pub(crate) fn asked(&self, inode: &Inode) -> bool {
+        self.config.watcher.as_deref().is_some_and(|watcher| {
+            watcher.see(|| inode.fd().ok(), inode.slot, inode.watched.get_or_init(Watched::default))
+        })
     }
 
     /// An inode, or a directory's entries, are about to change.

@@ -38,6 +38,10 @@ impl FileSystem for HostDir {
         Held { nodes: self.nodes(), handles: self.handles() }
     }
 
+    fn known(&self, each: &mut dyn FnMut(u64, bool)) {
+        self.inodes.each(|inode| each(inode.id, inode.kind() == libc::S_IFDIR));
+    }
+
     fn init(&self, negotiated: &Negotiated) {
         self.begin(negotiated);
     }

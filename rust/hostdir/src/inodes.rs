@@ -384,6 +384,12 @@ impl Inodes {
         self.pins.clear();
     }
 
+    /// All nodes in the table, the root included.
+    pub(crate) fn each(&self, mut look: impl FnMut(&Inode)) {
+        look(&self.root);
+        self.by_id.each(|inode| look(inode));
+    }
+
     /// Nodes in the table, the root included.
     pub(crate) fn len(&self) -> usize {
         1 + self.by_id.len()

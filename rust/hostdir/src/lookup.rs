@@ -84,6 +84,9 @@ impl HostDir {
 
     /// A node as the guest enters it. The lookup must have been counted.
     pub(crate) fn entry(&self, inode: &Inode, status: &Status) -> EntryOut {
+        // What was seen before the inode was watched may have changed in between.
+        let again = if self.asked(inode) { inode.fd().and_then(Status::basic).ok() } else { None };
+        let status = again.as_ref().unwrap_or(status);
         let mut entry = EntryOut { nodeid: inode.id, attr: status.attr(inode.ino()), ..EntryOut::default() };
         if inode.submount {
             entry.attr.flags |= bits::ATTR_SUBMOUNT;

@@ -41,6 +41,13 @@ impl<T> Shards<T> {
         self.shards.iter().map(|shard| shard.0.read().len()).sum()
     }
 
+    /// Calls `look` with all that is in the table, under the lock of its shard.
+    pub(crate) fn each(&self, mut look: impl FnMut(&T)) {
+        for shard in &self.shards {
+            shard.0.read().iter().for_each(&mut look);
+        }
+    }
+
     /// Empties the table and gives its memory back. What is dropped is dropped outside of the locks.
     pub(crate) fn clear(&self) {
         for shard in &self.shards {

@@ -10,6 +10,7 @@ use std::time::Duration;
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
+use virtiofs_coherence::Table;
 use virtiofs_device::fusedev::{self, Backlog, Config, Connection as Native};
 use virtiofs_fuse::Limits;
 
@@ -17,6 +18,7 @@ use crate::engine::{Engine, Served};
 use crate::errors::of_errno;
 use crate::fd;
 use crate::server::counters;
+use crate::versions::VersionTable;
 
 /// Mounts /dev/fuse at a directory and answers its descriptor, which is the caller's to close.
 #[pyfunction]
@@ -49,6 +51,7 @@ fn of_io(py: Python<'_>, error: &io::Error) -> PyErr {
 pub(crate) struct Connection {
     served: Served,
     config: Config,
+    follow: Option<Arc<Table>>,
     native: OnceLock<Native>,
     /// The process that has its threads.
     process: u32,
@@ -86,7 +89,7 @@ impl Drop for Connection {
 #[pymethods]
 impl Connection {
     #[new]
-    #[pyo3(signature = (fs, *, threads, slow_threads, max_write, want))]
+    #[pyo3(signature = (fs, *, threads, slow_threads, max_write, want, follow=None))]
     fn new(
         py: Python<'_>,
         fs: Engine,
@@ -94,17 +97,20 @@ impl Connection {
         slow_threads: usize,
         max_write: u32,
         want: u64,
+        follow: Option<PyRef<'_, VersionTable>>,
     ) -> PyResult<Connection> {
+        let follow = follow.map(|versions| Arc::clone(&versions.table));
         let config = Config { threads, slow_threads, max_write: max_write as usize };
         let limits = Limits { want, max_write, ..Limits::default() };
         let served = fs.open(py, limits)?;
-        Ok(Connection { served, config, native: OnceLock::new(), process: std::process::id() })
+        Ok(Connection { served, config, follow, native: OnceLock::new(), process: std::process::id() })
     }
 
     /// Starts to serve the kernel at the other end of `fd`, once.
     fn serve(&self, py: Python<'_>, fd: RawFd) -> PyResult<()> {
         let fd = fd::duplicate(fd)?;
-        let native = py.detach(|| Native::start(Arc::clone(&self.served.server), fd, self.config))?;
+        let changes = self.follow.as_ref().map(Table::changes);
+        let native = py.detach(|| Native::start(Arc::clone(&self.served.server), fd, self.config, changes))?;
         self.native.set(native).map_err(|_| PyRuntimeError::new_err("the mount is served already"))
     }
 

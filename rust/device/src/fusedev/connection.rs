@@ -9,11 +9,13 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use virtiofs_coherence::Changes;
 use virtiofs_fuse::Server;
 use virtiofs_virtqueue::Event;
 
 use super::buffer::Buffers;
 use super::channel::Channel;
+use super::follower::Follower;
 use super::notifier::Notifier;
 use super::worker::{Desk, Worker};
 use crate::pool::Pool;
@@ -35,6 +37,7 @@ pub struct Connection {
     descriptors: Vec<RawFd>,
     desk: Arc<Desk>,
     notifier: Arc<Notifier>,
+    follower: Mutex<Option<Follower>>,
     thread: Mutex<Option<JoinHandle<()>>>,
     end: Arc<Event>,
     /// Signalled once and never drained: INIT was answered.
@@ -44,14 +47,16 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Starts to serve `server` to the kernel at the other end of `fd`, which is a mounted /dev/fuse.
-    pub fn start(server: Arc<Server>, fd: OwnedFd, config: Config) -> io::Result<Connection> {
+    /// Starts to serve `server` to the kernel at the other end of `fd`, which is a mounted /dev/fuse. Whatever `changes` say is told to
+    /// the kernel.
+    pub fn start(server: Arc<Server>, fd: OwnedFd, config: Config, changes: Option<Changes>) -> io::Result<Connection> {
         let channel = Arc::new(Channel::new(fd)?);
         let buffers = Buffers::new(config.threads + 2, config.max_write);
         let mut connection = Connection {
             descriptors: vec![channel.as_fd().as_raw_fd()],
             desk: Arc::new(Desk::new(server, buffers)),
             notifier: Arc::new(Notifier::new(Arc::clone(&channel))),
+            follower: Mutex::default(),
             thread: Mutex::default(),
             end: Arc::new(Event::new()?),
             begun: Arc::new(Event::new()?),
@@ -87,6 +92,10 @@ impl Connection {
             ended.signal();
         })?;
         *connection.thread.lock() = Some(thread);
+        if let Some(changes) = changes {
+            let follower = Follower::start(changes, Arc::clone(connection.server()), Arc::clone(&connection.notifier))?;
+            *connection.follower.lock() = Some(follower);
+        }
         Ok(connection)
     }
 
@@ -94,6 +103,7 @@ impl Connection {
     pub fn stop(&self) {
         // While requests are answered: what the kernel is being told may wait for some.
         self.notifier.close();
+        drop(self.follower.lock().take());
         self.desk.close();
         self.end.signal();
         if let Some(thread) = self.thread.lock().take() {

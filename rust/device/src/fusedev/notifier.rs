@@ -51,6 +51,7 @@ pub struct Backlog;
 #[derive(Debug)]
 enum News {
     Inode { node: u64, offset: i64, len: i64 },
+    Moved { node: u64 },
     Entry { parent: u64, name: CString },
     Delete { parent: u64, child: u64, name: CString },
     Epoch,
@@ -66,6 +67,11 @@ impl Notifier {
     /// The attributes of `node`, and `len` bytes of its data from `offset` on: all from there on with `len` 0, none with a negative `offset`.
     pub fn inval_inode(&self, node: u64, offset: i64, len: i64) -> Result<(), Backlog> {
         self.tell(News::Inode { node, offset, len })
+    }
+
+    /// Everything about `node`, also if the kernel only learns of it from a reply that is still on its way.
+    pub fn moved(&self, node: u64) -> Result<(), Backlog> {
+        self.tell(News::Moved { node })
     }
 
     /// What `name` means in the directory `parent`.
@@ -166,6 +172,14 @@ impl News {
                 let out = NotifyInvalInodeOut { ino: *node, off: *offset, len: *len };
                 message(channel, notify::INVAL_INODE, &out, None)
             }
+            News::Moved { node } => {
+                let out = NotifyInvalInodeOut { ino: *node, off: 0, len: 0 };
+                match raw(channel, notify::INVAL_INODE, &out, None) {
+                    // A name that leads to it may be on its way, with attributes from before. It counts as old from its arrival.
+                    Err(Errno::NOENT) => message(channel, notify::INC_EPOCH, &(), None),
+                    other => known(other),
+                }
+            }
             News::Entry { parent, name } => {
                 let out = NotifyInvalEntryOut { parent: *parent, namelen: name.count_bytes() as u32, flags: 0 };
                 message(channel, notify::INVAL_ENTRY, &out, Some(name))
@@ -186,13 +200,21 @@ fn message<T: IntoBytes + Immutable>(
     body: &T,
     name: Option<&CString>,
 ) -> Result<(), Errno> {
+    known(raw(channel, code, body, name))
+}
+
+/// ENOENT: the kernel does not know it, so there is nothing to forget. ENODEV: it is unmounted.
+fn known(result: Result<(), Errno>) -> Result<(), Errno> {
+    match result {
+        Err(Errno::NOENT | Errno::NODEV | Errno::CONNABORTED) => Ok(()),
+        other => other,
+    }
+}
+
+fn raw<T: IntoBytes + Immutable>(channel: &Channel, code: i32, body: &T, name: Option<&CString>) -> Result<(), Errno> {
     let (body, name) = (body.as_bytes(), name.map_or(&[][..], |name| name.as_bytes_with_nul()));
     let len = size_of::<OutHeader>() + body.len() + name.len();
     let header = OutHeader { len: len as u32, error: code, unique: 0 };
     let parts = [IoSlice::new(header.as_bytes()), IoSlice::new(body), IoSlice::new(name)];
-    match channel.write(&parts) {
-        // ENOENT: the kernel does not know it, so there is nothing to forget. ENODEV: it is unmounted.
-        Ok(()) | Err(Errno::NOENT | Errno::NODEV | Errno::CONNABORTED) => Ok(()),
-        Err(errno) => Err(errno),
-    }
+    channel.write(&parts)
 }
