@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -141,8 +142,11 @@ def say(what: str) -> None:
 def run(
     chosen: list[FileSystem], sizes: work.Sizes, rows: list[work.Row], rounds: int, accel: str
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """All measurements, and what is known of the guest. Rows outermost, and each round begins with the next file system."""
-    measurements = []
+    """All measurements, and what is known of the guest. Rows outermost, and each round begins with the next file system.
+
+    An interrupt or SIGTERM ends it early, with what was measured.
+    """
+    measurements: list[dict[str, Any]] = []
     with ExitStack() as resources:
         data = Path(resources.enter_context(tempfile.TemporaryDirectory(prefix="virtiofs-bench-", dir=TMPFS)))
         say("making files")
@@ -169,16 +173,20 @@ def run(
         # What is run is in memory before the first of them is measured.
         guest.check("cp /mnt/template/small.tar /tmp/\numount /mnt/template")
         guest.check(f"{work.FIO} --version; find /tmp > /dev/null; tar -tf /tmp/small.tar > /dev/null; git --version")
-        for row in rows:
-            for turn in range(rounds):
-                for place in range(len(chosen)):
-                    one = chosen[(place + turn) % len(chosen)]
-                    say(f"{row.name} round {turn + 1}/{rounds} {one.name}")
-                    result = measure(guest, requests, one, served.pids.get(one.name), row)
-                    measurements.append(result | {"round": turn})
+        try:
+            for row in rows:
+                for turn in range(rounds):
+                    for place in range(len(chosen)):
+                        one = chosen[(place + turn) % len(chosen)]
+                        say(f"{row.name} round {turn + 1}/{rounds} {one.name}")
+                        result = measure(guest, requests, one, served.pids.get(one.name), row)
+                        measurements.append(result | {"round": turn})
+        except KeyboardInterrupt:
+            # The guest may be in the middle of an answer.
+            guest.kill()
+            return measurements, {"kernel": guest.release, "complete": False}
         say("")
-        complaints = guest.complaints()
-        return measurements, {"kernel": guest.release, "complaints": complaints}
+        return measurements, {"kernel": guest.release, "complete": True, "complaints": guest.complaints()}
 
 
 def machine() -> dict[str, Any]:
@@ -230,16 +238,22 @@ def main() -> int:
     sizes = work.Sizes(mib, options.seconds, options.files, max(options.files // 5, 1))
     rows = matching(list(work.rows(sizes)), options.jobs)
     about = machine()
+    for end in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(end, signal.default_int_handler)
     try:
         measurements, guest = run(chosen, sizes, rows, options.rounds, accel)
     except (AptError, DaemonError, GuestError) as error:
         print(f"bench-guest: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("bench-guest: stopped before anything was measured", file=sys.stderr)
+        return 130
     about |= {"accelerator": accel, "accelerator_because": why, "guest": guest}
     kind = "KVM" if accel == "kvm" else f"software emulation ({why}): wall time is the emulator's"
     page = f"{about['cpu']}, {about['cpus']} CPUs, Linux {about['kernel']}, load {about['load_average']:.1f}. "
     page += f"{about['qemu']}, {kind}; guest Linux {guest['kernel']}. "
     page += f"{options.rounds} rounds; {mib} MiB and {options.seconds:g} s for a job of fio, {sizes.files:,} files.\n\n"
+    page += "" if guest["complete"] else "Stopped before the end.\n\n"
     page += table.markdown(measurements, chosen)
     print(page)
     if options.out:
@@ -249,7 +263,7 @@ def main() -> int:
             json.dumps(result | {"measurements": measurements}, indent=1) + "\n"
         )
         options.out.with_suffix(".md").write_text(page)
-    return 0
+    return 0 if guest["complete"] else 130
 
 
 if __name__ == "__main__":
