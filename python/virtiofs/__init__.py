@@ -13,6 +13,7 @@ from .mmio import MmioTransport
 from .mounts import Mount, mount
 from .passthrough import Passthrough
 from .plan import Plan, explain
+from .policy import Policy, Rule
 from .server import Server, serve
 from .types import Attr, Changes, DeviceStats, DirEntry, Entry, InFlight, Lock, Node, Open, Request, Statfs, Stats
 
@@ -41,9 +42,11 @@ __all__ = [
     "Open",
     "Passthrough",
     "Plan",
+    "Policy",
     "ProtocolError",
     "Queue",
     "Request",
+    "Rule",
     "Server",
     "Share",
     "StateError",

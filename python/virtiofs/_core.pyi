@@ -32,6 +32,7 @@ __all__ = [
     "Open",
     "Request",
     "Routed",
+    "Rules",
     "Statfs",
     "Tether",
     "VersionTable",
@@ -60,6 +61,24 @@ class _Session(TypedDict):
     flags: int
     max_io: int
     peer: int | None
+
+class _Rule(TypedDict):
+    names: list[str]
+    paths: list[str]
+    kinds: list[int]
+    sizes: tuple[int, int] | None
+    uids: list[int]
+    gids: list[int]
+    when: Callable[[str, Attr], bool] | None
+    entry_timeout: float | None
+    attr_timeout: float | None
+    negative_timeout: float | None
+    pace: tuple[float, float] | Literal[False] | None
+    open_flags: tuple[int, int]
+    dir_open_flags: int | None
+    read_only: bool | None
+    hidden: bool | None
+    dax: tuple[bool, int] | None
 
 class _DeviceStats(TypedDict):
     state: Literal["ready", "running", "paused", "closed"]
@@ -467,7 +486,12 @@ class HostDir:
         dax: int | None,
         versions: VersionTable | None = None,
         pace: tuple[float, float] | None = None,
+        rules: Rules | None = None,
     ) -> Self: ...
+
+@final
+class Rules:
+    def __new__(cls, given: Sequence[_Rule]) -> Self: ...
 
 @final
 class Daemon:

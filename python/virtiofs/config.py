@@ -13,6 +13,7 @@ from .errors import ConfigError, hinted, one_line
 from .filesystem import FileSystem
 from .host import inode_watches
 from .passthrough import Passthrough
+from .policy import Policy
 from .server import Server, default_request_queues
 from .xattrmap import XattrMap
 
@@ -62,6 +63,7 @@ class Share:
         ownership: Who owns what a guest creates: `caller` insists on its user there, `auto` takes the user of this process
             where it lacks the privileges.
         dax: Which files guests map: never, always, or from a size on.
+        policy: What holds for single files instead.
         origin: Where it was read, for messages.
     """
 
@@ -95,6 +97,7 @@ class Share:
     killpriv_v2: bool = True
     ownership: Literal["auto", "caller"] = "auto"
     dax: str = "64K"
+    policy: Policy | None = None
     origin: str | None = field(default=None, compare=False, repr=False)
 
     def version_table(self) -> VersionTable | None:

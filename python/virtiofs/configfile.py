@@ -9,8 +9,9 @@ from dataclasses import fields
 from typing import Any, Final, Literal, Union, get_args, get_origin, get_type_hints
 
 from . import cache, xattrmap
-from .config import Config, Share, level
+from .config import Config, Share, find, level
 from .errors import ConfigError, hinted
+from .policy import Policy, Rule
 
 TIMEOUTS: Final = ("attr_timeout", "entry_timeout", "negative_timeout")
 """Keys of a share that change one number of its cache mode."""
@@ -89,6 +90,8 @@ class _Reader:
                 values[key] = self.parsed(cache.mode, self.typed(value, str, at), at)
             elif key == "xattrmap":
                 values[key] = self.parsed(xattrmap.parse, self.typed(value, str, at), at)
+            elif key == "policy":
+                values[key] = self.policy(value, at)
             elif key == "socket_mode" and isinstance(value, str):
                 values[key] = self.parsed(_octal, value, at)
             else:
@@ -109,6 +112,30 @@ class _Reader:
         if "socket" not in values:
             raise self.wrong(where, "no socket to serve at", 'give socket = "PATH"')
         return Share(**values, origin=f"{self.path}:{self.line(where)}")
+
+    def policy(self, tables: object, where: _Where) -> Policy:
+        if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+            raise self.wrong(where, "policy: expected tables", "write [[share.policy]] before each rule")
+        hints = get_type_hints(Rule)
+        rules = []
+        for index, table in enumerate(tables):
+            at = (*where, index)
+            values: dict[str, Any] = {}
+            for key in self.known(table, at, list(hints)):
+                value = table[key]
+                if hints[key] in (bool | None, float | None):
+                    value = self.typed(value, hints[key], (*at, key))
+                elif key == "when":
+                    value = self.parsed(find, self.typed(value, str, (*at, key)), (*at, key))
+                values[key] = tuple(value) if isinstance(value, list) else value
+            try:
+                rules.append(Rule(**values))
+            except ConfigError as error:
+                raise self.wrong(at, f"policy: {error}", *getattr(error, "__notes__", [])) from None
+        try:
+            return Policy(*rules)
+        except ConfigError as error:
+            raise self.wrong(where, str(error)) from None
 
     def known(self, given: dict[str, Any], where: _Where, known: list[str]) -> list[str]:
         """Returns the keys of a table, which are all known."""

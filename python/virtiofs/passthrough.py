@@ -12,6 +12,7 @@ from .dax import SMALL, files
 from .errors import ConfigError, hinted
 from .host import may_change_owners
 from .nativeops import NativeOperations
+from .policy import Policy
 from .xattrmap import XattrMap, parse
 
 _ALWAYS: Final = (
@@ -69,6 +70,7 @@ class Passthrough(NativeOperations):
             held by file handle, where the host allows it (CAP_DAC_READ_SEARCH). None takes half the limit of open files,
             0 is no limit.
         killpriv_v2: Clear setuid and setgid at writes and truncations, so that the guest need not ask before each write.
+        policy: What holds for single files instead: rules by name, path, kind, size, owner, or a function of yours.
         version_table: Where the share tells of every change, for those who remember what they were told: see
             ``docs/version-table.md``. Several shares, and several daemons, may have one.
         ownership: Who owns what a guest creates: `caller` insists on the user and group in the guest, which takes privileges;
@@ -101,6 +103,7 @@ class Passthrough(NativeOperations):
         posix_lock: bool = True,
         flock: bool = True,
         node_descriptors: int | None = None,
+        policy: Policy | None = None,
         version_table: _core.VersionTable | None = None,
         ownership: Literal["auto", "caller"] = "auto",
         dax: int | str = SMALL,
@@ -135,6 +138,7 @@ class Passthrough(NativeOperations):
                 ConfigError(f"node_descriptors: {node_descriptors} is no number of descriptors"), "take 0 or more"
             )
         self.node_descriptors: Final = node_descriptors
+        self.policy: Final = policy
         self.version_table = version_table
         self.ownership: Final = ownership
         self.dax: Final = files(dax)
@@ -191,6 +195,7 @@ class Passthrough(NativeOperations):
             node_descriptors=descriptors,
             dax=self.dax,
             versions=self.version_table,
+            rules=None if self.policy is None else self.policy.native(attr_timeout=attr_timeout),
             pace=(self.cache.restless, self.cache.growth) if self.cache.growth else None,
         )
 

@@ -177,7 +177,8 @@ mod tests {
         std::fs::write(dir.path().join("f"), "").unwrap();
         std::os::unix::fs::symlink("f", dir.path().join("l")).unwrap();
         let share = HostDir::new(Config { root: dir.path().into(), ..Config::default() }).unwrap();
-        let node = |name| share.inodes.get(share.op_lookup(ROOT_ID, name).unwrap().nodeid).unwrap();
+        let cx = Context { unique: 0, uid: 0, gid: 0, pid: 0, may_block: true };
+        let node = |name| share.inodes.get(share.op_lookup(&cx, ROOT_ID, name).unwrap().nodeid).unwrap();
         let mode = || std::fs::metadata(dir.path().join("f")).unwrap().mode() & 0o7777;
         share.chmod(&node(c"f"), 0o4711).unwrap();
         assert_eq!(mode(), 0o4711);

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use virtiofs_coherence::{InodeWatcher, Table};
 use virtiofs_fuse::wire::{Attr, AttrOut, EntryOut};
 
+use crate::rules::Rules;
 use crate::xattrmap::NameRule;
 
 /// What holds for an inode. Decided once, when the inode is first entered into the table, and kept with it.
@@ -25,6 +26,8 @@ pub struct Effects {
     pub dir_open_flags: u32,
     /// Whatever changes this inode or, of a directory, its entries, answers EROFS.
     pub read_only: bool,
+    /// The guest does not see it: names of it are absent, also from listings. Whoever has it already keeps it.
+    pub hidden: bool,
     /// Files of at least so many bytes are announced as to be mapped (`FUSE_ATTR_DAX`), where there is a DAX window; `None`: no file is.
     /// A guest that mounts with `dax=always` does not ask.
     pub dax: Option<u64>,
@@ -91,6 +94,8 @@ pub struct Config {
     pub root: PathBuf,
     /// What holds for an inode for which nothing else is decided.
     pub effects: Effects,
+    /// What is decided for single inodes.
+    pub rules: Option<Arc<Rules>>,
     /// The whole share refuses changes with EROFS.
     pub read_only: bool,
     /// The guest keeps dirty pages of its own when it negotiated `WRITEBACK_CACHE`: a file opened for write is opened for

@@ -38,6 +38,8 @@ impl HostDir {
         let dir = self.writable_directory(parent)?;
         let name = component(name)?;
         let host_flags = self.host_flags(&dir, flags)?;
+        self.may_ask(cx)?;
+        self.must_be_seen(&dir, name, Some(libc::S_IFREG))?;
         for _ in 0..ROUNDS {
             let fresh = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
             let mut change = self.changing(&dir);
@@ -97,6 +99,7 @@ impl HostDir {
     ) -> Result<(EntryOut, OpenOut)> {
         let dir = self.writable_directory(parent)?;
         let host_flags = self.host_flags(&dir, flags)? & !libc::O_TRUNC;
+        self.may_ask(cx)?;
         // O_EXCL says that the file may never get a name.
         let nameless = OFlags::TMPFILE | OFlags::from_bits_retain(flags) & OFlags::EXCL;
         let fd = self.create_file(cx, &dir, c".", nameless, host_flags, mode, new)?;
@@ -137,7 +140,7 @@ impl HostDir {
             self.set_label(&pin, label, value).inspect_err(|_| undo())?;
         }
         let status = Status::of(&pin)?;
-        let inode = self.enter_fd(dir, name, pin, &status);
+        let inode = self.enter_fd(dir, name, pin, &status).inspect_err(|_| undo())?;
         Ok((self.entry(&inode, &status), self.new_file(inode, fd, host_flags)))
     }
 
@@ -157,7 +160,7 @@ impl HostDir {
             _ => return errno(libc::EINVAL),
         };
         let permissions = Mode::from_raw_mode(mode & 0o7777);
-        self.make(cx, parent, name, new, AtFlags::empty(), |dir, name| {
+        self.make(cx, parent, name, kind, new, |dir, name| {
             rustix::fs::mknodat(dir, name, kind, permissions, decode_device(rdev))
         })
     }
@@ -170,7 +173,7 @@ impl HostDir {
         mode: u32,
         new: &Creation<'_>,
     ) -> Result<EntryOut> {
-        self.make(cx, parent, name, new, AtFlags::REMOVEDIR, |dir, name| {
+        self.make(cx, parent, name, FileType::Directory, new, |dir, name| {
             rustix::fs::mkdirat(dir, name, Mode::from_raw_mode(mode & 0o7777))
         })
     }
@@ -183,28 +186,30 @@ impl HostDir {
         target: &CStr,
         new: &Creation<'_>,
     ) -> Result<EntryOut> {
-        self.make(cx, parent, name, new, AtFlags::empty(), |dir, name| rustix::fs::symlinkat(target, dir, name))
+        self.make(cx, parent, name, FileType::Symlink, new, |dir, name| rustix::fs::symlinkat(target, dir, name))
     }
 
-    /// Makes what needs no handle, labels it, and enters it; takes it away again (`undo` are the flags of unlinkat(2)) if the
-    /// label is refused.
+    /// Makes what needs no handle, labels it, and enters it; takes it away again if the label is refused.
     fn make(
         &self,
         cx: &Context,
         parent: u64,
         name: &CStr,
+        kind: FileType,
         new: &Creation<'_>,
-        undo: AtFlags,
         create: impl Fn(&PinFd<'_>, &CStr) -> rustix::io::Result<()>,
     ) -> Result<EntryOut> {
         let dir: Arc<Inode> = self.writable_directory(parent)?;
         let name = component(name)?;
+        self.may_ask(cx)?;
+        self.must_be_seen(&dir, name, Some(kind.as_raw_mode()))?;
+        let undo = if kind == FileType::Directory { AtFlags::REMOVEDIR } else { AtFlags::empty() };
         let mut change = self.changing(&dir);
         {
             let _caller = Caller::creates(cx, new)?;
             change.of(create(&dir.fd()?, name).lift())?;
         }
-        let (inode, status) = self.enter(&dir, name, undo.contains(AtFlags::REMOVEDIR))?;
+        let (inode, status) = self.enter(&dir, name, kind == FileType::Directory)?;
         if let Some((label, value)) = new.security
             && let Err(error) = self.set_label(&inode.fd()?, label, value)
         {

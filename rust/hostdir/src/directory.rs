@@ -90,22 +90,29 @@ impl HostDir {
     fn list(&self, dir: &Arc<Inode>, record: &Record<'_>, plus: bool, out: &mut DirBuffer) {
         let name = record.name.to_bytes();
         let ino = if dir.id == ROOT_ID && name == b".." { dir.ino() } else { dir.ino_of(record.ino) };
-        if !plus {
+        let dots = name == b"." || name == b"..";
+        if !plus && (dots || !self.hides()) {
             out.push(name, ino, record.kind, record.off);
             return;
         }
-        if name == b"." || name == b".." {
+        if dots {
             out.push_plus(name, ino, record.kind, record.off, &EntryOut::default());
             return;
         }
         let new_directory = record.kind == u32::from(libc::DT_DIR) && !self.likely_known(dir, record.ino);
         match self.enter(dir, record.name, new_directory) {
+            Ok((inode, _)) if inode.effects.hidden => _ = self.inodes.forget_inode(&inode, 1),
+            Ok((inode, _)) if !plus => {
+                out.push(name, ino, record.kind, record.off);
+                self.inodes.forget_inode(&inode, 1);
+            }
             Ok((inode, status)) => {
                 let kind = u32::from(status.mode()) >> 12;
                 if !out.push_plus(name, ino, kind, record.off, &self.entry(&inode, &status)) {
                     self.inodes.forget_inode(&inode, 1);
                 }
             }
+            Err(_) if !plus => _ = out.push(name, ino, record.kind, record.off),
             Err(_) => _ = out.push_plus(name, ino, record.kind, record.off, &EntryOut::default()),
         }
     }

@@ -50,8 +50,8 @@ impl FileSystem for HostDir {
         self.end();
     }
 
-    fn lookup(&self, _cx: &Context, parent: u64, name: &CStr) -> Result<EntryOut> {
-        self.op_lookup(parent, name)
+    fn lookup(&self, cx: &Context, parent: u64, name: &CStr) -> Result<EntryOut> {
+        self.op_lookup(cx, parent, name)
     }
 
     fn forget(&self, node: u64, nlookup: u64) -> bool {
@@ -94,20 +94,20 @@ impl FileSystem for HostDir {
         self.op_mkdir(cx, parent, name, mode, new)
     }
 
-    fn unlink(&self, _cx: &Context, parent: u64, name: &CStr) -> Result<()> {
-        self.op_remove(parent, name, AtFlags::empty())
+    fn unlink(&self, cx: &Context, parent: u64, name: &CStr) -> Result<()> {
+        self.op_remove(cx, parent, name, AtFlags::empty())
     }
 
-    fn rmdir(&self, _cx: &Context, parent: u64, name: &CStr) -> Result<()> {
-        self.op_remove(parent, name, AtFlags::REMOVEDIR)
+    fn rmdir(&self, cx: &Context, parent: u64, name: &CStr) -> Result<()> {
+        self.op_remove(cx, parent, name, AtFlags::REMOVEDIR)
     }
 
     fn rename(&self, cx: &Context, parent: u64, name: &CStr, newparent: u64, newname: &CStr, flags: u32) -> Result<()> {
         self.op_rename(cx, parent, name, newparent, newname, flags)
     }
 
-    fn link(&self, _cx: &Context, node: u64, newparent: u64, newname: &CStr) -> Result<EntryOut> {
-        self.op_link(node, newparent, newname)
+    fn link(&self, cx: &Context, node: u64, newparent: u64, newname: &CStr) -> Result<EntryOut> {
+        self.op_link(cx, node, newparent, newname)
     }
 
     fn open(&self, _cx: &Context, node: u64, flags: u32, kill_suidgid: bool) -> Result<OpenOut> {
@@ -162,7 +162,10 @@ impl FileSystem for HostDir {
         self.op_opendir(node)
     }
 
-    fn readdir(&self, _cx: &Context, _node: u64, fh: u64, offset: u64, plus: bool, out: &mut DirBuffer) -> Result<()> {
+    fn readdir(&self, cx: &Context, _node: u64, fh: u64, offset: u64, plus: bool, out: &mut DirBuffer) -> Result<()> {
+        if plus || self.hides() {
+            self.may_ask(cx)?;
+        }
         self.op_readdir(fh, offset, plus, out)
     }
 

@@ -1,13 +1,15 @@
 //! One guest's session on one host directory.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, OsStr};
 use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rustix::fs::{CWD, Mode, OFlags};
-use virtiofs_fuse::wire::{NAME_MAX, init};
-use virtiofs_fuse::{Negotiated, Result};
+use virtiofs_fuse::wire::{Attr, NAME_MAX, ROOT_ID, init};
+use virtiofs_fuse::{Context, Error, Negotiated, Result};
 
 use crate::config::{Config, Effects};
 use crate::credentials::may_read_all;
@@ -17,6 +19,7 @@ use crate::inodes::{Inode, Inodes, NewInode};
 use crate::locks::Locks;
 use crate::pins::Hold;
 use crate::procfd::ProcFd;
+use crate::rules::{Facts, HIDDEN, Rules};
 use crate::stat::Status;
 use crate::statfs::is_local;
 use crate::xattrmap::NameMap;
@@ -96,8 +99,55 @@ impl HostDir {
 
     /// What holds for an inode that is entered for the first time, found as `name` in `parent`. The one place for decisions about
     /// single inodes; what it answers stays with the node for its life.
-    pub(crate) fn effects_for(&self, _parent: &Inode, _name: &CStr, _status: &Status) -> Arc<Effects> {
-        Arc::clone(&self.effects)
+    pub(crate) fn effects_for(&self, parent: &Inode, name: &CStr, status: &Status) -> Result<Arc<Effects>> {
+        match &self.config.rules {
+            None => Ok(Arc::clone(&self.effects)),
+            Some(rules) => self.by_rules(rules, parent, name, Some(status.kind()), Some(status.attr(0))),
+        }
+    }
+
+    fn by_rules(
+        &self,
+        rules: &Rules,
+        parent: &Inode,
+        name: &CStr,
+        kind: Option<u32>,
+        attr: Option<Attr>,
+    ) -> Result<Arc<Effects>> {
+        let path = || -> Result<PathBuf> { Ok(self.path_of(parent)?.join(OsStr::from_bytes(name.to_bytes()))) };
+        rules.effects(&Facts { name: name.to_bytes(), path: &path, kind, attr }, &self.effects)
+    }
+
+    /// Where a directory is now, from the root of the share.
+    fn path_of(&self, dir: &Inode) -> Result<PathBuf> {
+        let (path, root) = (self.path(dir.id)?, self.path(ROOT_ID)?);
+        // One that was moved out of the share, or has no name any more, has no path in it.
+        Ok(path.strip_prefix(root).map_or_else(|_| PathBuf::from("/"), Path::to_path_buf))
+    }
+
+    /// Whether to enter an inode may take long here, since somebody is asked about it. Then nothing was done yet.
+    pub(crate) fn may_ask(&self, cx: &Context) -> Result<()> {
+        let asks = self.config.rules.as_ref().is_some_and(|rules| rules.asks());
+        if asks && !cx.may_block { Err(Error::WouldBlock) } else { Ok(()) }
+    }
+
+    /// Whether any inode may be hidden.
+    pub(crate) fn hides(&self) -> bool {
+        self.config.rules.as_ref().is_some_and(|rules| rules.hides())
+    }
+
+    /// Refuses to make, or to put something in the place of, what is hidden. `kind` is that of an inode to be made, where it is known.
+    pub(crate) fn must_be_seen(&self, dir: &Inode, name: &CStr, kind: Option<u32>) -> Result<()> {
+        let Some(rules) = self.config.rules.as_ref().filter(|rules| rules.hides()) else { return Ok(()) };
+        let hidden = self.by_rules(rules, dir, name, kind, None)?.hidden
+            || match Status::by_name(dir.fd()?, name) {
+                Ok(status) => match self.inodes.find(status.key()) {
+                    Some(inode) => inode.effects.hidden,
+                    None => self.effects_for(dir, name, &status)?.hidden,
+                },
+                Err(_) => false,
+            };
+        if hidden { Err(HIDDEN) } else { Ok(()) }
     }
 
     pub(crate) fn begin(&self, negotiated: &Negotiated) {

@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags};
 use virtiofs_fuse::wire::{AttrOut, EntryOut, bits};
-use virtiofs_fuse::{Error, Result};
+use virtiofs_fuse::{Context, Error, Result};
 
 use crate::HostDir;
-use crate::error::Lift;
+use crate::error::{Lift, errno};
 use crate::hostdir::component;
 use crate::inodes::{Inode, Key, NewInode};
 use crate::pins::Hold;
@@ -17,15 +17,30 @@ use crate::seen::Seen;
 use crate::stat::Status;
 
 impl HostDir {
-    pub(crate) fn op_lookup(&self, parent: u64, name: &CStr) -> Result<EntryOut> {
+    pub(crate) fn op_lookup(&self, cx: &Context, parent: u64, name: &CStr) -> Result<EntryOut> {
         let dir = self.inodes.get(parent)?;
         let name = component(name)?;
         self.asked(&dir);
-        match self.enter(&dir, name, false) {
+        if let Err(error) = self.may_ask(cx)
+            && let Ok(status) = Status::by_name(dir.fd()?, name)
+            && self.inodes.find(status.key()).is_none()
+        {
+            return Err(error);
+        }
+        match self.enter(&dir, name, false).and_then(|found| self.seen(found)) {
             Ok((inode, status)) => Ok(self.entry(&inode, &status)),
             Err(Error::Errno(libc::ENOENT)) if !dir.effects.negative_ttl.is_zero() => Ok(dir.effects.negative_entry()),
             Err(error) => Err(error),
         }
+    }
+
+    /// What was found, unless it is hidden: then there is nothing.
+    pub(crate) fn seen(&self, (inode, status): (Arc<Inode>, Status)) -> Result<(Arc<Inode>, Status)> {
+        if inode.effects.hidden {
+            self.inodes.forget_inode(&inode, 1);
+            return errno(libc::ENOENT);
+        }
+        Ok((inode, status))
     }
 
     /// The node that a name leads to, counted once more, and its attributes.
@@ -47,27 +62,27 @@ impl HostDir {
             }
             if let (false, Some(born)) = (status.is_directory(), status.born()) {
                 let seen = Hold::Seen(Box::new(Seen::new(dir, name, born)));
-                return Ok((self.enter_new(dir, name, seen, &status), status));
+                return Ok((self.enter_new(dir, name, seen, &status)?, status));
             }
         }
         let fd = open_path(dir.fd()?.as_fd(), name)?;
         let status = Status::of(&fd)?;
-        Ok((self.enter_fd(dir, name, fd, &status), status))
+        Ok((self.enter_fd(dir, name, fd, &status)?, status))
     }
 
     /// The node of an O_PATH descriptor that was opened as `name` in `dir`.
-    pub(crate) fn enter_fd(&self, dir: &Inode, name: &CStr, fd: OwnedFd, status: &Status) -> Arc<Inode> {
-        self.inodes.find_and_count(status).unwrap_or_else(|| self.enter_new(dir, name, Hold::Fd(fd), status))
+    pub(crate) fn enter_fd(&self, dir: &Inode, name: &CStr, fd: OwnedFd, status: &Status) -> Result<Arc<Inode>> {
+        self.inodes.find_and_count(status).map_or_else(|| self.enter_new(dir, name, Hold::Fd(fd), status), Ok)
     }
 
     /// The node of an inode that was not there a moment ago. What holds for it is decided outside of all locks.
-    fn enter_new(&self, dir: &Inode, name: &CStr, hold: Hold, status: &Status) -> Arc<Inode> {
+    fn enter_new(&self, dir: &Inode, name: &CStr, hold: Hold, status: &Status) -> Result<Arc<Inode>> {
         let key = status.key();
         let other_file_system = (key.mount, key.device) != (dir.key.mount, dir.key.device);
         let submount = other_file_system && status.is_directory() && self.submounts();
         let foreign = !submount && (dir.foreign || key.device != dir.key.device);
-        let effects = self.effects_for(dir, name, status);
-        self.inodes.enter(key, NewInode::new(hold, status, effects, submount, foreign))
+        let effects = self.effects_for(dir, name, status)?;
+        Ok(self.inodes.enter(key, NewInode::new(hold, status, effects, submount, foreign)))
     }
 
     /// The name is about to lead elsewhere, by this guest's own doing: a node that has nothing else of its inode gets hold of it.

@@ -14,9 +14,11 @@ use crate::hostdir::component;
 use crate::stat::Status;
 
 impl HostDir {
-    pub(crate) fn op_remove(&self, parent: u64, name: &CStr, flags: AtFlags) -> Result<()> {
+    pub(crate) fn op_remove(&self, cx: &Context, parent: u64, name: &CStr, flags: AtFlags) -> Result<()> {
         let dir = self.writable_directory(parent)?;
         let name = component(name)?;
+        self.may_ask(cx)?;
+        self.must_be_seen(&dir, name, None)?;
         self.hold_on(&dir, name);
         let renaming = self.renaming([(&dir, name), (&dir, name)])?;
         renaming.of(rustix::fs::unlinkat(dir.fd()?, name, flags).lift())
@@ -36,12 +38,15 @@ impl HostDir {
         let Some(flags) = RenameFlags::from_bits(flags).filter(|flags| known(*flags)) else {
             return errno(libc::EINVAL);
         };
+        let (name, newname) = (component(name)?, component(newname)?);
+        self.may_ask(cx)?;
+        self.must_be_seen(&from, name, None)?;
+        self.must_be_seen(&to, newname, None)?;
         // A whiteout is a device node that comes to be, as the caller's.
         let _caller = match flags.contains(RenameFlags::WHITEOUT) {
             true => Some(Caller::assume(cx, None, Rights::Checked)?),
             false => None,
         };
-        let (name, newname) = (component(name)?, component(newname)?);
         self.hold_on(&from, name);
         self.hold_on(&to, newname);
         let renaming = self.renaming([(&from, name), (&to, newname)])?;
@@ -50,11 +55,13 @@ impl HostDir {
 
     /// linkat(2) by way of /proc: with AT_EMPTY_PATH it wants CAP_DAC_READ_SEARCH. A magic link ends at the inode itself, so symlinks are
     /// linked, not followed; and a file made by TMPFILE gets its first name.
-    pub(crate) fn op_link(&self, node: u64, newparent: u64, newname: &CStr) -> Result<EntryOut> {
+    pub(crate) fn op_link(&self, cx: &Context, node: u64, newparent: u64, newname: &CStr) -> Result<EntryOut> {
         let inode = self.inodes.get(node)?;
         inode.must_be_writable()?;
         let dir = self.writable_directory(newparent)?;
         let newname = component(newname)?;
+        self.may_ask(cx)?;
+        self.must_be_seen(&dir, newname, Some(inode.kind()))?;
         if !inode.count() {
             return Err(STALE);
         }

@@ -63,6 +63,11 @@ impl Status {
         known.then_some((self.0.stx_btime.tv_sec, self.0.stx_btime.tv_nsec))
     }
 
+    /// The type alone.
+    pub(crate) fn kind(&self) -> u32 {
+        u32::from(self.mode()) & libc::S_IFMT
+    }
+
     pub(crate) fn is_directory(&self) -> bool {
         u32::from(self.mode()) & libc::S_IFMT == libc::S_IFDIR
     }

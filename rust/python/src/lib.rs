@@ -30,6 +30,7 @@ mod nodes;
 mod opened;
 mod passthrough;
 mod request;
+mod rules;
 mod server;
 mod turn;
 mod types;
@@ -68,6 +69,8 @@ mod _core {
     use super::passthrough::HostDir;
     #[pymodule_export]
     use super::request::{Changes, Lock, Request};
+    #[pymodule_export]
+    use super::rules::Rules;
     #[pymodule_export]
     use super::server::Daemon;
     #[pymodule_export]

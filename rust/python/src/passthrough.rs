@@ -8,6 +8,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use virtiofs_hostdir as hostdir;
 
+use crate::rules::Rules;
 use crate::versions::VersionTable;
 
 /// Longer than any guest runs. The kernel takes any number of seconds and cuts it to what its clock can count
@@ -45,9 +46,10 @@ impl HostDir {
     #[new]
     #[pyo3(signature = (directory, *, attr_timeout, entry_timeout, negative_timeout, open_flags, dir_open_flags, read_only,
                         writeback, xattr, xattr_names, posix_acl, allow_direct_io, announce_submounts, node_descriptors, dax,
-                        versions=None, pace=None))]
+                        versions=None, pace=None, rules=None))]
     #[allow(clippy::too_many_arguments)]
     fn new(
+        py: Python<'_>,
         directory: PathBuf,
         attr_timeout: f64,
         entry_timeout: f64,
@@ -65,6 +67,7 @@ impl HostDir {
         dax: Option<u64>,
         versions: Option<PyRef<'_, VersionTable>>,
         pace: Option<(f64, f64)>,
+        rules: Option<PyRef<'_, Rules>>,
     ) -> PyResult<HostDir> {
         let pace = match pace {
             Some((restless, growth)) => Some(hostdir::Pace { restless: timeout(restless)?, growth }),
@@ -85,6 +88,7 @@ impl HostDir {
             config: hostdir::Config {
                 root,
                 effects,
+                rules: rules.map(|rules| rules.program(py)).transpose()?,
                 read_only,
                 writeback,
                 xattr,

@@ -1,0 +1,197 @@
+"""What holds for single files of a directory: rules that are asked once per inode, when a guest first meets it."""
+
+import grp
+import pwd
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from . import _core, cache, dax
+from .cache import Cache
+from .errors import ConfigError, hinted
+from .types import Attr
+
+KINDS: Final[dict[str, int]] = {
+    "file": stat.S_IFREG,
+    "directory": stat.S_IFDIR,
+    "symlink": stat.S_IFLNK,
+    "fifo": stat.S_IFIFO,
+    "socket": stat.S_IFSOCK,
+    "char": stat.S_IFCHR,
+    "block": stat.S_IFBLK,
+}
+"""Kinds of files by name, with their bits in a mode."""
+
+_DIRECT: Final = _core.FOPEN["DIRECT_IO"]
+_KEEP: Final = _core.FOPEN["KEEP_CACHE"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """Conditions, all of which must hold, and what holds then. What is left out is no condition, or changes nothing.
+
+    An inode is judged when a guest first meets it, and again when the guest has forgotten it in between; what was found stays
+    while it is known, whatever happens to its name or size. The root of the share is not judged.
+
+    Names say nothing about security: hard links and renames give a file other names. To keep guests from changing a share,
+    serve all of it read-only; `hidden` tidies up.
+
+    Args:
+        name: Glob, or several of which one must fit the last component: ``*``, ``?``, ``[a-z]``, ``{a,b}``.
+        path: The same for the path from the share's root, without a slash in front. ``*`` stays within a component, ``**``
+            does not.
+        kind: Kind of file, or several: file, directory, symlink, fifo, socket, char or block.
+        min_size: Bytes that it has at least: a number, or text such as 64K.
+        max_size: Bytes that it has at most.
+        owner: User, by number or name, or several.
+        group: The same for the group.
+        when: Asked last, with the path from the root and the attributes; true if the rule holds. It may take its time: only who
+            waits for this inode waits for it. An exception is an EIO for who asked, and is logged.
+        cache: What guests may keep, as a mode or its name; of a directory also of names that do not exist in it.
+        entry_timeout: Seconds for which guests trust that the name leads here.
+        attr_timeout: Seconds for which they trust the attributes.
+        negative_timeout: Of a directory: seconds for which they trust that a name does not exist in it.
+        read_only: Refuse changes with EROFS: of the file, or of the entries of a directory. What lies below a directory takes
+            a rule by path.
+        hidden: Names that lead here are absent, from listings too; nobody can make, remove or replace them (EPERM).
+        direct_io: Guests keep no data, and read and write past their cache.
+        dax: Which of them guests map, where there is a DAX window: never, always, or from a size on.
+
+    Raises:
+        ConfigError: Something is not what it has to be.
+    """
+
+    name: str | Sequence[str] = ()
+    path: str | Sequence[str] = ()
+    kind: str | Sequence[str] = ()
+    min_size: int | str | None = None
+    max_size: int | str | None = None
+    owner: int | str | Sequence[int | str] = ()
+    group: int | str | Sequence[int | str] = ()
+    when: Callable[[str, Attr], bool] | None = None
+    cache: Cache | str | None = None
+    entry_timeout: float | None = None
+    attr_timeout: float | None = None
+    negative_timeout: float | None = None
+    read_only: bool | None = None
+    hidden: bool | None = None
+    direct_io: bool | None = None
+    dax: int | str | None = None
+
+    def __post_init__(self) -> None:
+        if all(getattr(self, effect) is None for effect in EFFECTS):
+            raise hinted(ConfigError("a rule without an effect"), f"give it one of {', '.join(EFFECTS)}")
+        self.native()
+
+    def native(self, *, attr_timeout: float | None = None) -> "_core._Rule":
+        """Returns the rule as the native side takes it. With `attr_timeout`, attributes are never trusted for other times."""
+        kinds = _strings("kind", self.kind)
+        for kind in kinds:
+            if kind not in KINDS:
+                raise ConfigError(f"unknown kind {kind!r}: choose of {', '.join(KINDS)}")
+        mode = cache.mode(self.cache) if isinstance(self.cache, str) else self.cache
+        entry, attr, negative = self.entry_timeout, self.attr_timeout, self.negative_timeout
+        for name, value in (("entry_timeout", entry), ("attr_timeout", attr), ("negative_timeout", negative)):
+            if value is not None and not value >= 0:
+                raise ConfigError(f"{name} is in seconds, from 0 on, not {value}")
+        if mode is not None:
+            entry = mode.entry_timeout if entry is None else entry
+            attr = mode.attr_timeout if attr is None else attr
+            negative = mode.negative_timeout if negative is None else negative
+        mask, bits = (0, 0) if mode is None else ((1 << 32) - 1, mode.open_flags)
+        if self.direct_io is not None:
+            mask |= _DIRECT | _KEEP
+            bits = bits & ~(_DIRECT | (_KEEP if self.direct_io else 0)) | (_DIRECT if self.direct_io else 0)
+        sizes = None
+        if self.min_size is not None or self.max_size is not None:
+            sizes = (dax.size(self.min_size or 0), (1 << 64) - 1 if self.max_size is None else dax.size(self.max_size))
+        return {
+            "names": _strings("name", self.name),
+            "paths": _strings("path", self.path),
+            "kinds": [KINDS[kind] for kind in kinds],
+            "sizes": sizes,
+            "uids": _numbers(self.owner, "user", lambda name: pwd.getpwnam(name).pw_uid),
+            "gids": _numbers(self.group, "group", lambda name: grp.getgrnam(name).gr_gid),
+            "when": self.when,
+            "entry_timeout": entry,
+            "attr_timeout": attr if attr is None or attr_timeout is None else attr_timeout,
+            "negative_timeout": negative,
+            "pace": None if mode is None else ((mode.restless, mode.growth) if mode.growth else False),
+            "open_flags": (mask, bits),
+            "dir_open_flags": None if mode is None else mode.dir_open_flags,
+            "read_only": self.read_only,
+            "hidden": self.hidden,
+            "dax": None if self.dax is None else (dax.files(self.dax) is not None, dax.files(self.dax) or 0),
+        }
+
+
+EFFECTS: Final = tuple(Rule.__dataclass_fields__)[tuple(Rule.__dataclass_fields__).index("cache") :]
+"""What a rule can change."""
+
+
+class Policy:
+    """Rules in order. Of several that hold and change the same thing, the first has its way.
+
+    What none changes is as the share has it.
+
+    ::
+
+        Passthrough(
+            "/srv/data",
+            policy=Policy(
+                Rule(name="*.tmp", hidden=True),
+                Rule(path="releases/**", cache="always", read_only=True),
+                Rule(kind="file", min_size="1G", direct_io=True),
+                Rule(when=lambda path, attr: path in secrets, hidden=True),
+            ),
+        )
+
+    Args:
+        rules: The rules, the most important one first; up to 128.
+
+    Raises:
+        ConfigError: There are too many, or a glob is none.
+    """
+
+    def __init__(self, *rules: Rule) -> None:
+        self.rules: Final = rules
+        self.native()
+
+    def native(self, *, attr_timeout: float | None = None) -> _core.Rules:
+        """Returns the native program. For file systems, which ask once."""
+        try:
+            return _core.Rules([rule.native(attr_timeout=attr_timeout) for rule in self.rules])
+        except ValueError as error:
+            raise ConfigError(f"policy: {error}") from None
+
+    def __iter__(self) -> Iterator[Rule]:
+        return iter(self.rules)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Policy) and self.rules == other.rules
+
+    def __hash__(self) -> int:
+        return hash(self.rules)
+
+    def __repr__(self) -> str:
+        return f"Policy({len(self.rules)} rules)"
+
+
+def _strings(called: str, value: str | Sequence[str]) -> list[str]:
+    """Returns one text or several as several."""
+    several = [value] if isinstance(value, str) else list(value)
+    if not all(isinstance(one, str) for one in several):
+        raise ConfigError(f"{called}: expected text, not {value!r}")
+    return several
+
+
+def _numbers(value: int | str | Sequence[int | str], what: str, find: Callable[[str], int]) -> list[int]:
+    """Returns the numbers of users or groups."""
+    numbers = []
+    for one in (value,) if isinstance(value, (int, str)) else value:
+        try:
+            numbers.append(find(one) if isinstance(one, str) else one)
+        except KeyError:
+            raise ConfigError(f"there is no {what} {one!r}") from None
+    return numbers
