@@ -78,9 +78,10 @@ def test_share(share: Path, tmp_path: Path) -> None:
     assert "a VMM is connected" in log
 
 
-def test_readme(tmp_path: Path) -> None:
-    """The Python of the README runs as it stands there."""
-    text = (EXAMPLES.parent / "README.md").read_text()
+@pytest.mark.parametrize("page", ["README.md", "docs/python.md"])
+def test_pages(page: str, tmp_path: Path) -> None:
+    """The Python of a page runs as it stands there."""
+    text = (EXAMPLES.parent / page).read_text()
     programs = [part.partition("```")[0] for part in text.split("```python\n")[1:]]
     assert programs
     for number, program in enumerate(programs):
