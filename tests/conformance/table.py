@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections import defaultdict
 from collections.abc import Mapping
 
@@ -78,10 +79,11 @@ def _differences(records: Records) -> str:
         if setup == CONTROL or control is None:
             continue
         passed = {result.name for result in control.results if result.result == OK}
-        reasons = {row.name: row.reason for row in DIFFERENCES[suite]}
+        listed = [row for row in DIFFERENCES[suite] if fnmatch.fnmatchcase(setup, row.where)]
         for result in share.results:
             if result.result != OK and result.name in passed:
-                reason = reasons.get(result.name, f"**unexplained**: {result.why}")
+                known = (row.reason for row in listed if fnmatch.fnmatchcase(result.name, row.name))
+                reason = next(known, f"**unexplained**: {result.why}")
                 rows[suite, result.name, result.result, reason].append(setup)
     if not rows:
         return "\n## Differences from the control\n\nNone.\n"
