@@ -67,6 +67,12 @@ class Daemon:
     def pid(self) -> int:
         return self.process.pid
 
+    @property
+    def serving(self) -> int:
+        """The process that serves: in a sandbox, the only child of the one that was started."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        return int(children[0]) if children else self.pid
+
     def log(self) -> str:
         """What it wrote so far."""
         return self._log.read_text(errors="replace")
@@ -102,15 +108,15 @@ class Daemon:
 
     def threads(self) -> int:
         """How many threads it has."""
-        return len(os.listdir(f"/proc/{self.pid}/task"))
+        return len(os.listdir(f"/proc/{self.serving}/task"))
 
     def descriptors(self) -> int:
         """How many descriptors it has open."""
-        return len(os.listdir(f"/proc/{self.pid}/fd"))
+        return len(os.listdir(f"/proc/{self.serving}/fd"))
 
     def resident(self) -> int:
         """Its resident memory in bytes."""
-        with open(f"/proc/{self.pid}/statm", encoding="ascii") as file:
+        with open(f"/proc/{self.serving}/statm", encoding="ascii") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
     def __enter__(self) -> Self:

@@ -197,7 +197,7 @@ def test_cache_mode(tmp_path: Path) -> None:
         (["--posix-acl=maybe"], "--posix-acl: unknown value 'maybe'"),
         (["--ownership", "anyone"], "invalid choice: 'anyone'"),
         (["--no-such-option"], "unrecognized arguments: --no-such-option"),
-        (["--sandbox", "box"], "--sandbox: unknown value 'box': choose one of none, chroot, namespace"),
+        (["--sandbox", "box"], "--sandbox: unknown value 'box': choose one of auto, namespace, chroot, none"),
         (
             ["--inode-file-handles", "mandatory"],
             "invalid choice: 'mandatory' (choose from 'never', 'prefer', 'fallback')",

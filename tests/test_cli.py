@@ -110,14 +110,6 @@ def test_options() -> None:
     )
 
 
-def test_what_is_not_applied_is_said(start: Start, share: Path, tmp_path: Path) -> None:
-    daemon = start(share, "--socket", tmp_path / "s", "--sandbox=chroot", "--seccomp=kill")
-    warnings = re.findall(r" WARN .*", daemon.log())
-    assert len(warnings) == 2
-    assert "--sandbox=chroot is not applied" in warnings[0]
-    assert "--seccomp=kill is not applied" in warnings[1]
-
-
 def test_says_how_to_use_it(start: Start, share: Path, tmp_path: Path) -> None:
     path = tmp_path / "with,comma"
     log = start(share, "--socket", path, "--tag", "a b", "--request-queues", "2").wait_for("in the guest")

@@ -33,6 +33,10 @@ def test_every_key(tmp_path: Path) -> None:
         log_level = "warning"
         syslog = true
         rlimit_nofile = 4096
+        sandbox = "auto"
+        seccomp = "none"
+        modcaps = "+sys_admin"
+        file_handles = true
 
         [[share]]
         directory = "data"
@@ -76,6 +80,12 @@ def test_every_key(tmp_path: Path) -> None:
     )
     config = Config.load(path)
     assert (config.log_level, config.syslog, config.rlimit_nofile) == ("warn", True, 4096)
+    assert (config.sandbox, config.seccomp, config.modcaps, config.file_handles) == (
+        "auto",
+        "none",
+        "+sys_admin",
+        True,
+    )
     assert config.shares == (
         Share(
             directory=str(tmp_path / "data"),
@@ -114,7 +124,7 @@ def test_every_key(tmp_path: Path) -> None:
             arguments={"bucket": "b"},
         ),
     )
-    assert config.shares[0].origin == f"{path}:6"
+    assert config.shares[0].origin == f"{path}:10"
 
 
 SHARE = '[[share]]\ndirectory = "."\nsocket = "s"\n'
@@ -362,7 +372,7 @@ def test_the_documentation_has_every_key() -> None:
     known = keys()
     assert [key for key, *_ in rows] == known[""] + known["share"]
     kinds = {str: "string", bool: "true or false", int: "whole number", float: "number"}
-    for row, owner in [*((row, Config) for row in rows[:3]), *((row, Share) for row in rows[4:])]:
+    for row, owner in [*((row, Config) for row in rows[:7]), *((row, Share) for row in rows[8:])]:
         key, kind, default, _ = row
         if key in TIMEOUTS:
             assert kind == "number"

@@ -7,6 +7,7 @@ from typing import Any, Final, Literal, Protocol, Self, TypeAlias, TypedDict, fi
 from typing_extensions import Buffer, disjoint_base
 
 __all__ = [
+    "CAPABILITIES",
     "DEBUG_BUILD",
     "FOPEN",
     "INIT",
@@ -37,8 +38,16 @@ __all__ = [
     "Tether",
     "VersionTable",
     "__version__",
+    "adopt_orphans",
+    "change_root",
+    "die_with_parent",
+    "effective_capabilities",
+    "enter_namespaces",
+    "filter_calls",
     "fuse_mount",
     "fuse_unmount",
+    "keep_capabilities",
+    "landlock_version",
     "load_native",
     "load_rows",
     "log",
@@ -47,11 +56,16 @@ __all__ = [
     "log_to_python",
     "log_to_stderr",
     "log_to_syslog",
+    "no_new_privileges",
+    "replace_root",
+    "restrict_files",
+    "undumpable",
 ]
 
 _Path: TypeAlias = str | PathLike[str]
 _Interrupt: TypeAlias = int | Callable[[], object]
 _Queue: TypeAlias = tuple[int, int, int, int, int, int | None, _Interrupt | None]
+_Answer: TypeAlias = Literal["allow", "log", "trap", "kill"] | int
 _Level: TypeAlias = Literal["off", "error", "warn", "info", "debug", "trace"]
 
 class _Session(TypedDict):
@@ -100,6 +114,7 @@ class _Stats(TypedDict):
     panics: int
 
 __version__: Final[str]
+CAPABILITIES: Final[list[str]]
 DEBUG_BUILD: Final[bool]
 FOPEN: Final[dict[str, int]]
 INIT: Final[dict[str, int]]
@@ -508,6 +523,7 @@ class Daemon:
         dax_window: int,
         dax_barrier: bool,
     ) -> Self: ...
+    def start(self) -> None: ...
     def stop(self) -> None: ...
     def fileno(self) -> int: ...
     def stats(self) -> _Stats: ...
@@ -789,3 +805,18 @@ class VersionTable:
     def watch(self, directory: _Path) -> None: ...
     def watch_inodes(self, most: int) -> None: ...
     def all_changed(self) -> None: ...
+
+def adopt_orphans() -> None: ...
+def change_root(directory: _Path) -> None: ...
+def die_with_parent() -> None: ...
+def effective_capabilities() -> list[str]: ...
+def enter_namespaces(flags: int) -> None: ...
+def filter_calls(
+    filters: Sequence[tuple[Sequence[tuple[str, Sequence[tuple[int, int, int]]]], _Answer, _Answer]],
+) -> None: ...
+def keep_capabilities(names: Sequence[str]) -> None: ...
+def landlock_version() -> int: ...
+def no_new_privileges() -> None: ...
+def replace_root(directories: Sequence[_Path]) -> bool: ...
+def restrict_files(directories: Sequence[tuple[_Path, bool]], *, files: bool) -> bool: ...
+def undumpable() -> None: ...

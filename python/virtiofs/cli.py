@@ -7,11 +7,11 @@ import shlex
 import signal
 import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Final, Never
 
-from . import _core, cache, compat, qemu, xattrmap
+from . import _core, cache, compat, confined, qemu, xattrmap
 from .config import Config, Share, find, inherited_fd, level, names_class
 from .errors import ConfigError, hinted, one_line
 from .filesystem import FileSystem
@@ -117,6 +117,8 @@ def _serve_options(parser: argparse.ArgumentParser) -> None:
 
     _share_options(parser)
 
+    _confinement_options(parser.add_argument_group("confinement"))
+
     group = parser.add_argument_group("daemon")
     _log_options(group)
     group.add_argument("--print-capabilities", action="store_true", help="print what libvirt asks for and exit")
@@ -198,8 +200,7 @@ def _share_options(parser: argparse.ArgumentParser) -> None:
         "--inode-file-handles",
         metavar="WHEN",
         choices=("never", "prefer", "fallback"),
-        default="prefer",
-        help="prefer: hold what a guest used long ago by file handle once descriptors run short; never (prefer)",
+        help="prefer: hold what a guest used long ago by file handle once descriptors run short (never, in a sandbox)",
     )
     group.add_argument(
         "--ownership",
@@ -207,6 +208,21 @@ def _share_options(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="who owns new files: caller insists on the user in the guest, auto takes this one if unprivileged (auto)",
     )
+
+
+def _confinement_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--sandbox",
+        metavar="MODE",
+        default="none",
+        help="auto, namespace, chroot or none: how other files are kept out of reach; auto is the best possible (none)",
+    )
+    group.add_argument(
+        "--seccomp",
+        metavar="ACTION",
+        help="kill, trap, log or none: at system calls that serving does not take (kill, in a sandbox)",
+    )
+    group.add_argument("--modcaps", metavar="LIST", help="capabilities to keep or give up, as in +sys_admin:-mknod")
 
 
 def _log_options(group: argparse._ArgumentGroup) -> None:
@@ -230,6 +246,10 @@ def _serve(arguments: argparse.Namespace) -> int:
         return 0
     warnings = compat.check(arguments)
     config = _config(arguments)
+    python = any(share.fs is not None for share in config.shares)
+    asked = config.confinement()
+    if asked.forks(python=python):
+        config = config.confinable()
     servers = config.servers()
     if arguments.check:
         for share, server in zip(config.shares, servers, strict=True):
@@ -237,28 +257,40 @@ def _serve(arguments: argparse.Namespace) -> int:
         return 0
     _log_to(config)
     raise_open_files(config.rlimit_nofile)
+    if any(server.dax_window for server in servers) and (problem := qemu.window_problem()) is not None:
+        warnings.append(problem)
     for warning in warnings:
         _core.log("warn", warning)
+    if config.sandbox == "auto" and not asked.forks(python=python):
+        why = "Python methods serve guests" if python else "a share has a version table"
+        _core.log("info", f"not confined: {why}; see docs/security.md")
 
-    def begin() -> list[Server]:
+    def begin(ready: Callable[[], None]) -> list[Server]:
+        ready()
         for share, server in zip(config.shares, servers, strict=True):
             server.start()
             what = {"fs": share.fs} if share.fs else {"directory": os.path.abspath(share.directory or "")}
             _core.log("info", "serving", **what, tag=server.tag, socket=server.path or f"fd {share.fd}")
             _core.log("info", f"start a guest with: {server.qemu_line()}")
-            if server.dax_window and (problem := qemu.window_problem()) is not None:
-                _core.log("warn", problem)
             _core.log("info", f"in the guest: mount -t virtiofs {shlex.quote(server.tag)} /mnt")
         return servers
 
-    try:
-        number = until_signal(begin)
+    def serve(ready: Callable[[], None] = lambda: None) -> int:
+        number = until_signal(lambda: begin(ready))
         if number is not None:
             _core.log("info", "ending", signal=signal.Signals(number).name)
+        for server in servers:
+            server.close()
+        return 0
+
+    try:
+        if asked.forks(python=python):
+            return confined.run(servers, asked, serve, python=python)
+        confined.filter_calls(asked, python=python)
+        return serve()
     finally:
         for server in servers:
             server.close()
-    return 0
 
 
 def _config(arguments: argparse.Namespace) -> Config:
@@ -277,7 +309,7 @@ def _config(arguments: argparse.Namespace) -> Config:
         wrong = "no socket to serve at" if socket is None else "both --socket and --fd are given"
         raise hinted(ConfigError(wrong), "give --socket PATH, or --fd N for an inherited one")
     share = Share(**_source(arguments, sources[0]), **_share(arguments), **_device(arguments), socket=socket, fd=fd)
-    return Config(shares=(share,), **_process(arguments))
+    return Config(shares=(share,), **_process(arguments), **_confinement(arguments))
 
 
 _FIELDS: Final = {
@@ -307,7 +339,8 @@ def _overriding(config: Config, arguments: argparse.Namespace, given: set[str]) 
             base = cache.mode(arguments.cache) if "cache" in given else share.cache
             changes["cache"] = _timed(base, arguments)
         shares.append(replace(share, **changes))
-    process = {name: value for name, value in _process(arguments).items() if name in given}
+    settings = _process(arguments) | _confinement(arguments)
+    process = {name: value for name, value in settings.items() if name in named}
     return replace(config, shares=tuple(shares), **process)
 
 
@@ -365,6 +398,16 @@ def _device(arguments: argparse.Namespace) -> dict[str, Any]:
 def _process(arguments: argparse.Namespace) -> dict[str, Any]:
     """Returns what the options of `_log_options` say, by the names of `Config`."""
     return {name: getattr(arguments, name) for name in ("log_level", "syslog", "rlimit_nofile")}
+
+
+def _confinement(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Returns what the options of `_confinement_options` say, by the names of `Config`."""
+    return {
+        "sandbox": arguments.sandbox,
+        "seccomp": arguments.seccomp,
+        "modcaps": arguments.modcaps,
+        "file_handles": arguments.inode_file_handles in ("prefer", "fallback"),
+    }
 
 
 def _timed(mode: cache.Cache, arguments: argparse.Namespace) -> cache.Cache:

@@ -106,9 +106,6 @@ def _split(options: str) -> Iterator[str]:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options that are accepted for the sake of scripts written for virtiofsd."""
     group = parser.add_argument_group("accepted for virtiofsd's sake")
-    group.add_argument("--sandbox", metavar="MODE", default="none", help="none, chroot or namespace; not applied yet")
-    group.add_argument("--seccomp", metavar="ACTION", default="none", help="none, kill, log or trap; not applied yet")
-    group.add_argument("--modcaps", metavar="LIST", help="not applied: capabilities stay as they are")
     group.add_argument("--allow-mmap", action="store_true", help="no effect: files can always be mapped")
     for option in ("--preserve-noatime", "--migration-verify-handles", "--migration-confirm-paths", "-f"):
         group.add_argument(option, action="store_true", help=argparse.SUPPRESS)
@@ -130,22 +127,6 @@ def check(arguments: argparse.Namespace) -> list[str]:
         ConfigError: An option asks for what is not served.
     """
     warnings = []
-    for option, values in (
-        ("sandbox", ("none", "chroot", "namespace")),
-        ("seccomp", ("none", "kill", "log", "trap")),
-    ):
-        if getattr(arguments, option) not in values:
-            spelling = "--" + option.replace("_", "-")
-            known = ", ".join(values)
-            raise ConfigError(f"{spelling}: unknown value {getattr(arguments, option)!r}: choose one of {known}")
-    if arguments.sandbox != "none":
-        warnings.append(
-            f"--sandbox={arguments.sandbox} is not applied: the daemon runs with the privileges of its user"
-        )
-    if arguments.seccomp != "none":
-        warnings.append(f"--seccomp={arguments.seccomp} is not applied: system calls are not filtered")
-    if arguments.modcaps:
-        warnings.append(f"--modcaps={arguments.modcaps} is not applied: capabilities stay as they are")
     if any(getattr(arguments, name) for name in ("migration_mode", "migration_on_error")):
         warnings.append("--migration options have no effect: migration is not offered")
     for option, what in (

@@ -4,7 +4,7 @@ import importlib
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final, Literal, cast
 
 from ._core import VersionTable
@@ -14,6 +14,7 @@ from .filesystem import FileSystem
 from .host import inode_watches
 from .passthrough import Passthrough
 from .policy import Policy
+from .sandbox import Mode, Sandbox, Seccomp
 from .server import Server, default_request_queues
 from .xattrmap import XattrMap
 
@@ -175,12 +176,27 @@ class Config:
         log_level: What is logged: off, error, warn, info, debug or trace.
         syslog: Log to syslog instead of standard error.
         rlimit_nofile: Limit of open files; None for the highest, 0 leaves it as it is.
+        sandbox: How the process that serves is confined: `namespace`, `chroot`, `none`, or `auto` for the
+            strongest way that works.
+        seccomp: What happens at system calls that serving does not take; None for `kill`, or `none` where nothing is confined.
+        modcaps: Capabilities to keep beside those that serving takes (``+name``), or to give up as well (``-name``).
+        file_handles: Keep the right to open files by handle; see `virtiofs.sandbox.Sandbox`.
+
+    Raises:
+        ConfigError: There is no such mode, action or capability.
     """
 
     shares: tuple[Share, ...]
     log_level: str = "info"
     syslog: bool = False
     rlimit_nofile: int | None = None
+    sandbox: Mode = "none"
+    seccomp: Seccomp | None = None
+    modcaps: str | None = None
+    file_handles: bool = False
+
+    def __post_init__(self) -> None:
+        self.confinement()
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Config":
@@ -193,6 +209,33 @@ class Config:
         from .configfile import read
 
         return read(os.fspath(path))
+
+    def confinement(self) -> Sandbox:
+        """Returns how the process that serves is confined.
+
+        Raises:
+            ConfigError: Something is asked for that does not exist, or not for these shares.
+        """
+        handles = self.file_handles or any(share.node_descriptors for share in self.shares)
+        asked = Sandbox(mode=self.sandbox, seccomp=self.seccomp, modcaps=self.modcaps, file_handles=handles)
+        if any(share.version_slots is not None or share.coherence_dir is not None for share in self.shares):
+            # Its threads watch whole file systems, and files outside of the share.
+            if {self.sandbox, self.seccomp} - {None, "none", "auto"}:
+                raise hinted(
+                    ConfigError("a share with a version table cannot be confined"), "leave the sandbox or the table out"
+                )
+            asked = replace(asked, mode="none")
+        return asked
+
+    def confinable(self) -> "Config":
+        """Returns the same with directories by the paths that they have from every working directory, symlinks followed."""
+        shares = [
+            share
+            if share.directory is None or not os.path.isdir(share.directory)
+            else replace(share, directory=os.path.realpath(share.directory))
+            for share in self.shares
+        ]
+        return replace(self, shares=tuple(shares))
 
     def servers(self) -> list[Server]:
         """Returns the servers of all shares, not started.

@@ -41,6 +41,7 @@ class Listener:
             )
         gid = -1 if group is None else _group(group)
         self._identity: tuple[int, int] | None = None
+        self._process: Final = os.getpid()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
             self._make(mode, gid)
@@ -103,10 +104,14 @@ class Listener:
         """Returns the descriptor of the socket, -1 once closed."""
         return self._socket.fileno()
 
+    def leave(self) -> None:
+        """Closes the socket, which a fork of this process goes on with, and leaves its path until `close`."""
+        self._socket.close()
+
     def close(self) -> None:
-        """Closes the socket and removes its path. May be called again."""
+        """Closes the socket and removes its path, which only the process that made it does. May be called again."""
         identity, self._identity = self._identity, None
-        if identity is not None:
+        if identity is not None and self._process == os.getpid():
             try:
                 found = os.lstat(self.path)
                 if (found.st_dev, found.st_ino) == identity:

@@ -93,36 +93,55 @@ class Server:
                 "serve it without a DAX window; explain() tells which methods are in the way",
             )
         self.dax_barrier: Final = dax_barrier
+        self._absolute = None if self.path is None else os.path.abspath(self.path)
         self._fd = fd
         self._mode = socket_mode
         self._group = socket_group
         self._listener: Listener | None = None
+        self._inherited: _sockets.socket | None = None
+        self._started = False
         self._daemon: _core.Daemon | None = None
         self._process: int | None = None
 
-    def start(self) -> Self:
-        """Makes the socket and starts to serve. Returns at once.
+    def bind(self) -> Self:
+        """Makes the socket, or takes it over. VMMs can connect from now on, and wait until the server starts.
 
         Raises:
-            OSError: The socket or a thread cannot be made.
-            RuntimeError: The server was started before.
+            OSError: The socket cannot be made.
+        """
+        if self._listener is None and self._inherited is None:
+            if self._fd is not None:
+                self._inherited = adopt(self._fd)
+            else:
+                assert self.path is not None
+                self._listener = Listener(self.path, mode=self._mode, group=self._group)
+        return self
+
+    def leave(self) -> None:
+        """Leaves the socket to a fork of this process, which serves; `close` removes its path here nevertheless."""
+        if self._listener is not None:
+            self._listener.leave()
+        if self._inherited is not None:
+            self._inherited.close()
+
+    def open(self) -> Self:
+        """Opens what is served, in the process that will serve it. What that gives up from now on, the threads do not have.
+
+        Raises:
+            OSError: The socket cannot be made, or what is served cannot be opened.
+            RuntimeError: It was opened before.
         """
         if self._daemon is not None:
             raise RuntimeError("a server is started once")
         self._process = os.getpid()
-        inherited: _sockets.socket | None = None
-        if self._fd is not None:
-            inherited = adopt(self._fd)
-            fd = inherited.fileno()
-        else:
-            assert self.path is not None
-            self._listener = Listener(self.path, mode=self._mode, group=self._group)
-            fd = self._listener.fileno()
+        self.bind()
+        socket = self._inherited or self._listener
+        assert socket is not None
         try:
             running.log_to_python()
             self._daemon = _core.Daemon(
                 self.fs.engine(),
-                fd,
+                socket.fileno(),
                 tag=self.tag,
                 request_queues=self.request_queues,
                 once=self.once,
@@ -135,9 +154,29 @@ class Server:
             self.close()
             raise
         finally:
-            if inherited is not None:
-                inherited.close()  # the native side has a descriptor of its own
+            if self._inherited is not None:
+                self._inherited.close()  # the native side has a descriptor of its own
         running.add(self)
+        return self
+
+    def start(self) -> Self:
+        """Makes the socket and starts to serve. Returns at once.
+
+        Raises:
+            OSError: The socket or a thread cannot be made.
+            RuntimeError: The server was started before.
+        """
+        if self._started:
+            raise RuntimeError("a server is started once")
+        if self._daemon is None:
+            self.open()
+        assert self._daemon is not None
+        self._started = True
+        try:
+            self._daemon.start()
+        except BaseException:
+            self.close()
+            raise
         return self
 
     @property
@@ -226,7 +265,7 @@ class Server:
         else:
             queues = "" if self.request_queues == 1 else f",num-request-queues={self.request_queues}"
             device = f"vhost-user-fs-pci,chardev=fs0,tag={_qemu(self.tag)},queue-size=1024{queues}"
-        path = os.path.abspath(self.path) if self.path is not None else "SOCKET"
+        path = self._absolute or "SOCKET"
         return [
             "-m",
             memory,

@@ -108,6 +108,12 @@ class Daemon:
             raise DaemonError("the daemon is not running")
         return self._process.pid
 
+    @property
+    def serving(self) -> int:
+        """The process that serves: in our own sandbox, the only child of the one that was started."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        return int(children[0]) if children else self.pid
+
     def alive(self) -> bool:
         return self._process is not None and self._process.poll() is None
 

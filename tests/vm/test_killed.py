@@ -67,7 +67,7 @@ def test_killed_again_and_again(tmp_path: Path) -> None:
                 next(iter(guest.stream(WRITER)))
                 guest.kill()
             assert served.answers(timeout=10)
-            counts.append(len(list(Path(f"/proc/{served.pid}/fd").iterdir())))
+            counts.append(len(list(Path(f"/proc/{served.serving}/fd").iterdir())))
         # The first rounds may fill a pool; after them, nothing adds up.
         assert counts[-1] <= max(counts[:3]), counts
         assert "panicked" not in served.log()

@@ -75,6 +75,8 @@ pub struct Stats {
 #[derive(Debug)]
 pub struct Daemon {
     shared: Arc<Shared>,
+    /// What the thread will serve, until it does.
+    waiting: Mutex<Option<(Source, Config)>>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -94,6 +96,13 @@ struct Shared {
 impl Daemon {
     /// Starts to serve `server` to the VMMs that come from `source`.
     pub fn start(server: Arc<Server>, source: Source, config: Config) -> io::Result<Daemon> {
+        let daemon = Daemon::new(server, source, config)?;
+        daemon.begin()?;
+        Ok(daemon)
+    }
+
+    /// All that it takes to serve, but for the thread: what a process takes from itself before [`Daemon::begin`] holds for it.
+    pub fn new(server: Arc<Server>, source: Source, config: Config) -> io::Result<Daemon> {
         let shared = Arc::new(Shared {
             server,
             stop: Event::new()?,
@@ -107,14 +116,21 @@ impl Daemon {
         if let Source::Listening(listener) = &source {
             listener.set_nonblocking(true)?;
         }
-        let theirs = Arc::clone(&shared);
+        Ok(Daemon { shared, waiting: Mutex::new(Some((source, config))), thread: Mutex::default() })
+    }
+
+    /// Begins to serve. Once: the second call does nothing.
+    pub fn begin(&self) -> io::Result<()> {
+        let Some((source, config)) = self.waiting.lock().take() else { return Ok(()) };
+        let theirs = Arc::clone(&self.shared);
         let thread = thread::Builder::new().name("virtiofs-vhost".into()).spawn(move || {
             theirs.serve(source, &config);
             *theirs.ended.lock() = true;
             theirs.ends.notify_all();
             theirs.over.signal();
         })?;
-        Ok(Daemon { shared, thread: Mutex::new(Some(thread)) })
+        *self.thread.lock() = Some(thread);
+        Ok(())
     }
 
     /// Ends the session, if there is one, and the daemon. Requests in flight are answered first.

@@ -222,7 +222,7 @@ fn set_umask(mask: u32) -> Result<()> {
 }
 
 /// Whether this user namespace maps every id, so that setfsuid(2), which reports nothing, cannot fail for a privileged thread.
-fn ids_are_all_mapped() -> bool {
+pub(crate) fn ids_are_all_mapped() -> bool {
     static ALL: OnceLock<bool> = OnceLock::new();
     *ALL.get_or_init(|| {
         ["/proc/self/uid_map", "/proc/self/gid_map"].iter().all(|path| {

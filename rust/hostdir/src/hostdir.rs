@@ -12,7 +12,7 @@ use virtiofs_fuse::wire::{Attr, NAME_MAX, ROOT_ID, init};
 use virtiofs_fuse::{Context, Error, Negotiated, Result};
 
 use crate::config::{Config, Effects};
-use crate::credentials::may_read_all;
+use crate::credentials::{ids_are_all_mapped, may_read_all};
 use crate::error::errno;
 use crate::handles::{DirHandle, FileHandle, Handles};
 use crate::inodes::{Inode, Inodes, NewInode};
@@ -60,6 +60,8 @@ impl HostDir {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(CWD, config.root.as_path(), flags, Mode::empty())?;
         let proc = ProcFd::open(&fd)?;
+        // Found out once, while the process may still read it.
+        _ = ids_are_all_mapped();
         let spares = may_read_all() && is_local(&fd)?;
         let status = Status::of(&fd).map_err(|error| io::Error::from_raw_os_error(error.to_wire()))?;
         let mut effects = config.effects.clone();

@@ -283,9 +283,11 @@ impl Pins {
         let mount = Arc::new(rustix::fs::openat(fd.as_fd(), c".", flags, Mode::empty()).ok()?);
         let opens = sys::name_to_handle_at(fd.as_fd())
             .and_then(|handle| sys::open_by_handle_at(mount.as_fd(), &handle, libc::O_PATH));
-        if let Err(error) = &opens {
+        if let Err(rustix::io::Errno::PERM) = &opens {
+            tracing::debug!("no CAP_DAC_READ_SEARCH: each file that the guest uses and remembers takes a descriptor");
+        } else if let Err(error) = &opens {
             tracing::warn!(%error, "file handles cannot be used on this file system: each file that the guest \
-                remembers takes a descriptor; raise the limit of open files, or run with CAP_DAC_READ_SEARCH");
+                remembers takes a descriptor; raise the limit of open files");
         }
         let mount = opens.is_ok().then_some(mount);
         mounts.insert(id, mount.clone());

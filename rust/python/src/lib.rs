@@ -31,6 +31,7 @@ mod opened;
 mod passthrough;
 mod request;
 mod rules;
+mod sandbox;
 mod server;
 mod turn;
 mod types;
@@ -72,6 +73,11 @@ mod _core {
     #[pymodule_export]
     use super::rules::Rules;
     #[pymodule_export]
+    use super::sandbox::{
+        adopt_orphans, change_root, die_with_parent, effective_capabilities, enter_namespaces, filter_calls,
+        keep_capabilities, landlock_version, no_new_privileges, replace_root, restrict_files, undumpable,
+    };
+    #[pymodule_export]
     use super::server::Daemon;
     #[pymodule_export]
     use super::types::{DirEntry, Entry, Open, Statfs};
@@ -81,6 +87,7 @@ mod _core {
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+        module.add("CAPABILITIES", virtiofs_sandbox::capabilities::NAMES.to_vec())?;
         module.add("DEBUG_BUILD", cfg!(debug_assertions))?;
         module.add("MAX_REQUEST_QUEUES", virtiofs_device::identity::REQUEST_QUEUES_MAX)?;
         constants::add(module)

@@ -17,7 +17,7 @@ use crate::fd;
 /// How long a VMM has to answer before it is asked no more. QEMU takes milliseconds, and seconds when its host does.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A running server: it starts as it is made.
+/// A server: what it serves is open, and `start` makes its threads.
 #[pyclass(frozen, module = "virtiofs._core")]
 pub(crate) struct Daemon {
     native: Option<Native>,
@@ -76,14 +76,19 @@ impl Daemon {
         };
         let config = Config { identity, once, slow_threads, window };
         let served = fs.open(py, Limits { want, ..Limits::default() })?;
-        let started = py.detach(|| Native::start(Arc::clone(&served.server), Source::from_fd(fd)?, config));
-        match started {
+        let made = py.detach(|| Native::new(Arc::clone(&served.server), Source::from_fd(fd)?, config));
+        match made {
             Ok(native) => Ok(Daemon { native: Some(native), served, process: std::process::id() }),
             Err(error) => {
                 served.end_after(|| ());
                 Err(error.into())
             }
         }
+    }
+
+    /// Begins to serve. Once; the second call does nothing.
+    fn start(&self) -> PyResult<()> {
+        Ok(self.native()?.begin()?)
     }
 
     /// Ends the session of a guest, answers what is in flight, and joins all threads. May be called again.

@@ -1,0 +1,160 @@
+"""How a serving process is confined: what it takes from itself before it listens to its first guest.
+
+Here are the decisions, as plain values; `virtiofs.confined` carries them out, with one native function for each means.
+"""
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal, TypeAlias, get_args
+
+from . import _core, syscalls
+from .errors import ConfigError, hinted
+
+Mode: TypeAlias = Literal["auto", "namespace", "chroot", "none"]
+"""How the files of the host are put out of reach; `auto` is the strongest way that works."""
+
+Seccomp: TypeAlias = Literal["kill", "trap", "log", "none"]
+"""What happens at a system call that no guest's request needs."""
+
+Way: TypeAlias = Literal["namespace", "chroot", "landlock", "none"]
+"""A mode, or what is left where none can be had."""
+
+CLONE_NEWNS: Final = 0x00020000
+CLONE_NEWUTS: Final = 0x04000000
+CLONE_NEWIPC: Final = 0x08000000
+CLONE_NEWUSER: Final = 0x10000000
+CLONE_NEWPID: Final = 0x20000000
+CLONE_NEWNET: Final = 0x40000000
+
+NAMESPACES: Final = CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWPID | CLONE_NEWNET
+"""What a confined process has of its own; without CAP_SYS_ADMIN a user namespace comes first, which allows the rest."""
+
+CAPABILITIES: Final = (
+    "chown",
+    "dac_override",
+    "fowner",
+    "fsetid",
+    "linux_immutable",
+    "mknod",
+    "setfcap",
+    "setgid",
+    "setuid",
+)
+"""What it takes to do for guests' users what they may do: give files owners, modes, flags and file capabilities, and make
+device nodes. CAP_SYS_ADMIN is not among it, so attributes in ``trusted.`` and ``security.`` are refused unless they are
+renamed, or kept possible with ``modcaps="+sys_admin"``."""
+
+LANDLOCK: Final = 2
+"""The first version that lets files be renamed and linked from one directory to another."""
+
+PRECEDENCE: Final = ("namespace", "chroot", "landlock")
+"""What `auto` tries, the strongest first."""
+
+MEANS: Final = {
+    "namespace": "namespaces of its own and a root with nothing but what is served",
+    "chroot": "a root of its own (chroot)",
+    "landlock": "Landlock alone",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sandbox:
+    """What was asked for.
+
+    Args:
+        mode: How the host's files are put out of reach.
+        seccomp: What happens at a system call that is not on the list. None for `kill`, or `none` with mode `none`.
+        modcaps: Capabilities to keep beside `CAPABILITIES` (``+name``) or to give up as well (``-name``).
+        file_handles: Keep the right to open files by handle, so that a guest may remember more files than the process may
+            open. Who takes over the process can then read and write files outside of the share, on the same file system.
+
+    Raises:
+        ConfigError: There is no such mode, action or capability.
+    """
+
+    mode: Mode = "none"
+    seccomp: Seccomp | None = None
+    modcaps: str | None = None
+    file_handles: bool = False
+
+    def __post_init__(self) -> None:
+        for name, known in (("mode", Mode), ("seccomp", Seccomp)):
+            value = getattr(self, name)
+            if value is not None and value not in get_args(known):
+                option = "sandbox" if name == "mode" else name
+                raise ConfigError(f"--{option}: unknown value {value!r}: choose one of {', '.join(get_args(known))}")
+        self.capabilities()
+
+    def ways(self, *, python: bool) -> Sequence[Way]:
+        """Returns what is to be tried, in this order.
+
+        Args:
+            python: Whether Python methods serve guests: they may need anything of the host, so they are not confined
+                unless that is asked for.
+        """
+        if self.mode != "auto":
+            return (self.mode,)
+        return ("none",) if python else PRECEDENCE
+
+    def forks(self, *, python: bool) -> bool:
+        """Returns whether a process of its own serves; Python methods may have begun things that a fork would break."""
+        return self.ways(python=python) != ("none",) or (not python and bool(self.filters("none", python=False)))
+
+    def capabilities(self) -> set[str]:
+        """Returns the capabilities to keep, where there are any.
+
+        Raises:
+            ConfigError: `modcaps` names one that does not exist, or does not say what to do with it.
+        """
+        kept = set(CAPABILITIES)
+        if self.file_handles:
+            kept.add("dac_read_search")
+        for change in filter(None, (self.modcaps or "").split(":")):
+            sign, name = change[0], change[1:].lower().removeprefix("cap_")
+            if sign not in "+-" or name not in _core.CAPABILITIES:
+                raise hinted(
+                    ConfigError(f"--modcaps: {change!r} is no change of capabilities"),
+                    "write +name or -name, as in +sys_admin",
+                )
+            kept = kept | {name} if sign == "+" else kept - {name}
+        return kept
+
+    def filters(self, way: Way, *, python: bool) -> list[syscalls.Filter]:
+        """Returns the filters of system calls for a process that is confined in `way`."""
+        action = self.seccomp or ("none" if self.mode == "none" else "kill")
+        if action == "none":
+            return []
+        if python:
+            return syscalls.python(action)
+        handles = self.file_handles or way == "none" or "dac_read_search" in self.capabilities()
+        return syscalls.native(action, file_handles=handles)
+
+
+def served(directories: Iterable[str]) -> list[str]:
+    """Returns the directories of `directories` that lie in no other one."""
+    outer: list[str] = []
+    for path in sorted(set(directories)):
+        if not any(path == above or path.startswith(above.rstrip("/") + "/") for above in outer):
+            outer.append(path)
+    return outer
+
+
+def is_privileged() -> bool:
+    """Whether this process may make namespaces without a user namespace."""
+    return "sys_admin" in _core.effective_capabilities()
+
+
+def acts_for_others() -> bool:
+    """Whether what guests' users make can belong to them."""
+    return {"setuid", "setgid"} <= set(_core.effective_capabilities())
+
+
+def own_ids(kind: Literal["uid", "gid"]) -> str:
+    """Returns the map for a user namespace in which ids mean what they mean here, as far as this process can have them."""
+    if not acts_for_others():
+        own = os.geteuid() if kind == "uid" else os.getegid()
+        return f"{own} {own} 1\n"
+    with open(f"/proc/self/{kind}_map", encoding="ascii") as file:
+        here = [line.split() for line in file]
+    return "".join(f"{first} {first} {count}\n" for first, _, count in here)
