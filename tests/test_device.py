@@ -62,7 +62,7 @@ class Machine:
 
 @pytest.fixture
 def machine(share: Path) -> Iterator[Machine]:
-    machine = Machine(Passthrough(share))
+    machine = Machine(Passthrough(share), dax_window="8M")
     yield machine
     machine.device.close()
 
@@ -276,7 +276,8 @@ def test_a_guest_takes_a_device_over_from_the_one_before(share: Path) -> None:
 
 def test_registers(machine: Machine) -> None:
     interrupts = os.eventfd(0, os.EFD_NONBLOCK)
-    registers = MmioTransport(machine.device, interrupts, [(0, 1 << 40, 1 << 30)])
+    registers = MmioTransport(machine.device, interrupts)
+    machine.device.place_window(1 << 40)
 
     def get(offset: int) -> int:
         return int.from_bytes(registers.read(offset, 4), "little")
@@ -313,7 +314,7 @@ def test_registers(machine: Machine) -> None:
     assert machine.ring.error() == 0
     assert registers.read(0x100, 4) == b"test"
     put(0x0AC, 0)
-    assert (get(0x0B4), get(0x0BC)) == (0, 1 << 8)
+    assert [get(offset) for offset in (0x0B0, 0x0B4, 0x0B8, 0x0BC)] == [8 << 20, 0, 0, 1 << 8]
     put(0x0AC, 1)
     assert get(0x0B0) == get(0x0BC) == 0xFFFFFFFF
     put(0x070, 0)

@@ -6,7 +6,7 @@ from . import _core
 from ._core import GuestMemory, VersionTable, __version__
 from .cache import ALWAYS, AUTO, METADATA, NONE, Cache
 from .config import Config, Share
-from .device import Device, Queue
+from .device import Device, Queue, SharedMemory
 from .errors import BoundsError, ConfigError, ProtocolError, StateError, VirtiofsError
 from .filesystem import FileSystem
 from .mmio import MmioTransport
@@ -49,6 +49,7 @@ __all__ = [
     "Rule",
     "Server",
     "Share",
+    "SharedMemory",
     "StateError",
     "Statfs",
     "Stats",

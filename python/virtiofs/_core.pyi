@@ -102,6 +102,8 @@ class _DeviceStats(TypedDict):
     errors: dict[str, int]
     malformed: int
     panics: int
+    mappings: int
+    zeroed: int
 
 class _Stats(TypedDict):
     connections: int
@@ -560,7 +562,15 @@ class Tether:
 @final
 class Device:
     def __new__(
-        cls, fs: HostDir | Routed, memory: GuestMemory, *, tag: str, request_queues: int, slow_threads: int, want: int
+        cls,
+        fs: HostDir | Routed,
+        memory: GuestMemory,
+        *,
+        tag: str,
+        request_queues: int,
+        slow_threads: int,
+        want: int,
+        window: tuple[int, int] | None,
     ) -> Self: ...
     @property
     def state(self) -> Literal["ready", "running", "paused", "closed"]: ...
@@ -576,6 +586,11 @@ class Device:
     def reset(self) -> None: ...
     def close(self) -> None: ...
     def queues(self) -> list[tuple[int, int, int, int, int, int]]: ...
+    @property
+    def window(self) -> tuple[int, int, int | None] | None: ...
+    def place_window(self, address: int | None) -> None: ...
+    def handle_sigbus(self, address: int) -> bool: ...
+    def handle_efault(self, address: int) -> bool: ...
     def stats(self) -> _DeviceStats: ...
 
 @final
@@ -596,7 +611,7 @@ class GuestMemory:
 
 @disjoint_base
 class Mmio:
-    def __new__(cls, device: Device, interrupt: _Interrupt | None, regions: Sequence[tuple[int, int, int]]) -> Self: ...
+    def __new__(cls, device: Device, interrupt: _Interrupt | None) -> Self: ...
     def read(self, offset: int, size: int) -> bytes: ...
     def write(self, offset: int, data: bytes) -> None: ...
     @property

@@ -112,7 +112,10 @@ def _serve_options(parser: argparse.ArgumentParser) -> None:
         help="let guests map files, SIZE (1G) at a time; 0 is not at all (0)",
     )
     group.add_argument(
-        "--dax", metavar="WHICH", default="64K", help="which files they map: never, always, or from a size on (64K)"
+        "--dax",
+        metavar="WHICH",
+        default="64K",
+        help="which files they map: never, always, inode, or from a size on (64K)",
     )
 
     _share_options(parser)

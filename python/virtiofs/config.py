@@ -63,7 +63,7 @@ class Share:
         killpriv_v2: Clear setuid and setgid at writes and truncations.
         ownership: Who owns what a guest creates: `caller` insists on its user there, `auto` takes the user of this process
             where it lacks the privileges.
-        dax: Which files guests map: never, always, or from a size on.
+        dax: Which files guests map: never, always, inode (as 64K), or from a size on.
         policy: What holds for single files instead.
         origin: Where it was read, for messages.
     """

@@ -6,6 +6,7 @@ change is seen at once. Each mapping takes 2 MiB of the window and a message, wh
 
 from typing import Final
 
+from . import _core
 from .errors import ConfigError, hinted
 
 GRANULE: Final = 2 << 20
@@ -13,6 +14,12 @@ GRANULE: Final = 2 << 20
 
 SMALL: Final = 64 << 10
 """Files of less bytes than this are not worth a mapping."""
+
+FLAGS: Final = sum(_core.INIT[name] for name in ("MAP_ALIGNMENT", "HAS_INODE_DAX", "EXPLICIT_INVAL_DATA"))
+"""Features of FUSE that a device with a window accepts beside those of its file system."""
+
+LOCAL_MAX: Final = 32 << 30
+"""Bytes of the largest window in one's own process, which may have 65530 mappings: a guest can make three of each granule."""
 
 _UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
@@ -50,8 +57,20 @@ def window(value: int | str) -> int:
     return wanted
 
 
+def local(value: int | str) -> tuple[int, int] | None:
+    """Returns size and largest number of mappings of a window in this process, or None for no window.
+
+    Raises:
+        ConfigError: No such window can be.
+    """
+    wanted = window(value)
+    if wanted > LOCAL_MAX:
+        raise hinted(ConfigError(f"a DAX window of {value} takes more mappings than a process may have"), "take 32G")
+    return (wanted, wanted // GRANULE) if wanted else None
+
+
 def files(which: int | str) -> int | None:
-    """Returns from how many bytes on files are to be mapped: `never` (None), `always` (0), or a size.
+    """Returns from how many bytes on files are to be mapped: `never` (None), `always` (0), `inode` (`SMALL`), or a size.
 
     Raises:
         ConfigError: It is none of these.
@@ -60,10 +79,12 @@ def files(which: int | str) -> int | None:
         return None
     if which == "always":
         return 0
+    if which == "inode":
+        return SMALL
     try:
         least = size(which)
     except ConfigError:
         least = -1
     if not 0 <= least < 1 << 63:
-        raise ConfigError(f"which files are mapped: never, always, or from a size on (64K), not {which!r}")
+        raise ConfigError(f"which files are mapped: never, always, inode, or from a size on (64K), not {which!r}")
     return least

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol, Self, TypeAlias
 
-from . import _core, running
+from . import _core, dax, running
 from ._core import GuestMemory
 from .errors import ConfigError
 from .filesystem import FileSystem
@@ -58,6 +58,24 @@ class Queue:
         return (self.size, self.desc, self.avail, self.used, self.next, kick, _interrupt(self.call))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SharedMemory:
+    """A piece of this process's memory that the device offers to its guest.
+
+    Attributes:
+        id: By what the driver asks for it (virtio 1.3, 2.10): 0 is the DAX window.
+        size: Bytes.
+        host_address: Where it begins in this process, at a multiple of 2 MiB. Given to the guest as memory, once
+            (KVM_SET_USER_MEMORY_REGION): what is mapped there comes and goes by itself.
+        guest_address: Where `Device.place_window` has said that the guest sees it, or None.
+    """
+
+    id: int
+    size: int
+    host_address: int
+    guest_address: int | None
+
+
 class Device:
     """A virtio-fs device for one guest, to be a part of a VMM.
 
@@ -77,10 +95,12 @@ class Device:
         memory: The guest's memory. Regions may come and go while the device runs.
         request_queues: Request queues, 1 to 255. With the hiprio queue there is one more.
         slow_threads: Threads, at most, for requests that have to wait for a disk. They are made when needed and go when idle.
+        dax_window: Bytes of the DAX window, into which guests map files: a power of two from 2 MiB to 32 GiB, or text such as
+            1G; 0 for none. It takes addresses of this process, and no memory. See docs/dax.md.
 
     Raises:
         ConfigError: A setting cannot be served.
-        OSError: The file system cannot be opened.
+        OSError: The file system cannot be opened, or there is no room for the window.
     """
 
     def __init__(
@@ -91,6 +111,7 @@ class Device:
         *,
         request_queues: int = 1,
         slow_threads: int = 16,
+        dax_window: int | str = 0,
     ) -> None:
         check_tag(tag)
         if not 1 <= request_queues <= _core.MAX_REQUEST_QUEUES:
@@ -101,6 +122,7 @@ class Device:
         self.tag: Final = tag
         self.memory: Final = memory
         self.request_queues: Final = request_queues
+        window = dax.local(dax_window)
         self._process: Final = os.getpid()
         running.log_to_python()
         self._native: Final = _core.Device(
@@ -109,7 +131,8 @@ class Device:
             tag=tag,
             request_queues=request_queues,
             slow_threads=slow_threads,
-            want=fs.init_flags,
+            want=fs.init_flags | (dax.FLAGS if window else 0),
+            window=window,
         )
         self._exit: Final = _Exit(self)
         running.add(self._exit)
@@ -214,6 +237,42 @@ class Device:
         if self._process == os.getpid():
             self._native.close()
             running.discard(self._exit)
+
+    @property
+    def shared_memory(self) -> list[SharedMemory]:
+        """What the device has for its guest's address space: the DAX window, if there is one."""
+        if (window := self._native.window) is None:
+            return []
+        size, host_address, guest_address = window
+        return [SharedMemory(id=0, size=size, host_address=host_address, guest_address=guest_address)]
+
+    def place_window(self, guest_address: int | None) -> None:
+        """Says where the guest sees the DAX window: None for nowhere, as while a PCI bar is off.
+
+        Requests may have buffers in the window, which are read and written as the files that are mapped there. `memory` is told
+        where that is, and must not have the window as a region of its own. A device without a window takes no notice.
+
+        Raises:
+            ValueError: The guest has memory there, or could not map it (the address is a multiple of 2 MiB).
+        """
+        if guest_address is not None and guest_address % dax.GRANULE:
+            raise ValueError(f"the DAX window cannot lie at {guest_address:#x}, which is no multiple of 2 MiB")
+        self._native.place_window(guest_address)
+
+    def handle_sigbus(self, host_address: int) -> bool:
+        """Puts zeros where an access of this process got SIGBUS, if that lies in the DAX window, and says whether it does.
+
+        For a VMM whose own handler comes before the one that is installed with a window, which does the same.
+        """
+        return self._native.handle_sigbus(host_address)
+
+    def handle_efault(self, guest_address: int) -> bool:
+        """Says whether the guest can go on when KVM_RUN has failed with EFAULT at an address of the DAX window.
+
+        A file that became shorter while it was mapped ends there: zeros take the place of what it does not have. False where
+        the guest had no business: nothing is mapped, or not for writing. Linux 5.14 or newer.
+        """
+        return self._native.handle_efault(guest_address)
 
     def stats(self) -> DeviceStats:
         """Returns the state and the counters of all sessions so far."""

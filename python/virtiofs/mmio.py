@@ -1,6 +1,5 @@
 """virtio-mmio registers before a device, for a VMM that only forwards its guest's accesses."""
 
-from collections.abc import Sequence
 from typing import Final, Self, final
 
 from . import _core
@@ -17,20 +16,18 @@ class MmioTransport(_core.Mmio):
     The guest's driver starts and resets the device by what it writes; the VMM may pause, resume and close it. What a driver
     does in a wrong order is answered as the specification says, and otherwise ignored: no access raises. For a Linux guest the
     device is ``virtio_mmio.device=512@ADDRESS:IRQ`` on its command line, or a node ``virtio,mmio`` in its device tree.
+    Its driver finds the DAX window, of a device that has one, where `Device.place_window` has put it.
 
     Args:
         device: The device, which is ready.
         interrupt: What happens when the guest is to be interrupted: an eventfd, or a function that a thread of ours calls.
-        shared_memory: Regions of shared memory (0 is the DAX window): id, guest address, bytes.
     """
 
     device: Device
     """The device behind the registers."""
 
-    def __new__(
-        cls, device: Device, interrupt: Interrupt | None = None, shared_memory: Sequence[tuple[int, int, int]] = ()
-    ) -> Self:
+    def __new__(cls, device: Device, interrupt: Interrupt | None = None) -> Self:
         """Puts registers before `device`."""
-        self = super().__new__(cls, device._native, _interrupt(interrupt), list(shared_memory))
+        self = super().__new__(cls, device._native, _interrupt(interrupt))
         self.device = device
         return self

@@ -76,8 +76,8 @@ class Passthrough(NativeOperations):
         ownership: Who owns what a guest creates: `caller` insists on the user and group in the guest, which takes privileges;
             `auto` takes the user of this process where it lacks them.
         dax: Which files guests map where the device has a DAX window: those of at least so many bytes (a number, or text
-            such as 64K), all (`always`) or none (`never`). A guest that mounts with ``dax=always`` or ``dax=never``
-            decides by itself.
+            such as 64K; `inode` is that), all (`always`) or none (`never`). A guest that mounts with ``dax=always``
+            or ``dax=never`` decides by itself.
 
     Raises:
         OSError: There is no such directory, it is none, or it may not be read.

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Final, Self
 
 from . import _core, running
-from .dax import window
+from .dax import FLAGS, window
 from .errors import ConfigError, hinted
 from .filesystem import FileSystem
 from .listener import Listener, adopt
@@ -146,7 +146,7 @@ class Server:
                 request_queues=self.request_queues,
                 once=self.once,
                 slow_threads=self.slow_threads,
-                want=self.fs.init_flags | self._dax_flags,
+                want=self.fs.init_flags | (FLAGS if self.dax_window else 0),
                 dax_window=self.dax_window,
                 dax_barrier=self.dax_barrier,
             )
@@ -178,12 +178,6 @@ class Server:
             self.close()
             raise
         return self
-
-    @property
-    def _dax_flags(self) -> int:
-        if not self.dax_window:
-            return 0
-        return sum(_core.INIT[name] for name in ("MAP_ALIGNMENT", "HAS_INODE_DAX", "EXPLICIT_INVAL_DATA"))
 
     def wait(self, timeout: float | None = None) -> bool:
         """Waits until the server ends: by `close`, or by the guest's leave with `once`. Signals are handled meanwhile.

@@ -150,8 +150,10 @@ class _PrivateDevice:
     def __init__(self, fs: FileSystem, way: str, options: dict[str, Any]) -> None:
         if way not in ("device", "registers"):
             raise ConfigError(f"a way to a file system is socket, device or registers, not {way!r}")
-        queues = options.get("request_queues", 1)
-        self._device = Device(fs, "testing", GuestMemory(), request_queues=queues)
+        queues, window = options.get("request_queues", 1), "64M" if options.get("dax") else 0
+        self._device = Device(fs, "testing", GuestMemory(), request_queues=queues, dax_window=window)
+        if way == "registers":
+            self._device.place_window(1 << 40)
         self.target: Device | MmioTransport = self._device if way == "device" else MmioTransport(self._device)
 
     def close(self) -> None:

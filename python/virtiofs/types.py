@@ -77,6 +77,8 @@ class DeviceStats:
         errors: Error replies among them.
         malformed: Chains, headers or arguments that no honest guest sends.
         panics: Faults of ours that ended a single request, with EIO.
+        mappings: Ranges of files that are mapped into the DAX window now.
+        zeroed: How often zeros took the place of what a mapped file did not give, because it was truncated.
     """
 
     state: str
@@ -86,3 +88,5 @@ class DeviceStats:
     errors: dict[str, int]
     malformed: int
     panics: int
+    mappings: int
+    zeroed: int

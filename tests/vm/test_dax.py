@@ -27,6 +27,8 @@ from .work import Place
 MIB = 1 << 20
 PAGE = 4096
 MODES = ["always", "inode"]
+# QEMU's test device asks the daemon how many queues there are, and has as many as its command line says.
+QUEUES = ["--request-queues", "1"]
 
 pytestmark = [
     pytest.mark.skipif(not daemon.is_ours(), reason=f"{daemon.name()} has no DAX window"),
@@ -38,7 +40,7 @@ pytestmark = [
 def mapping(folder: Path, mode: str = "inode", window: str = "64M", *options: str, **qemu: Any) -> Iterator[Place]:
     """A guest with `folder` mounted by `mode`, over a window of so many bytes."""
     with (
-        Daemon(folder, options=["--dax-window", window, *options]) as served,
+        Daemon(folder, options=[*QUEUES, "--dax-window", window, *options]) as served,
         Qemu([Share(served.socket, options=f"dax={mode}", window=True)], **qemu) as guest,
     ):
         give_checks(guest)
@@ -148,7 +150,7 @@ def test_files_that_may_not_be_written_are_read(tmp_path: Path) -> None:
     content = random.Random(12).randbytes(MIB + 3)
     (tmp_path / "file").write_bytes(content)
     with (
-        Daemon(tmp_path, options=["--dax-window", "64M", "--readonly"]) as served,
+        Daemon(tmp_path, options=[*QUEUES, "--dax-window", "64M", "--readonly"]) as served,
         Qemu([Share(served.socket, mount="", window=True)]) as guest,
     ):
         guest.check("mkdir /mnt/share\nmount -t virtiofs share /mnt/share")
@@ -181,7 +183,7 @@ def test_a_guest_that_reboots_or_is_killed_leaves_nothing(tmp_path: Path) -> Non
         (tmp_path / f"file{number}").write_bytes(content)
     digests = [hashlib.md5(content).hexdigest() for content in contents]
     hold = "(exec 3< {0}; md5sum <&3; sleep 1000 <&3) > /dev/null & md5sum < {0}"
-    with Daemon(tmp_path, options=["--dax-window", "32M"]) as served:
+    with Daemon(tmp_path, options=[*QUEUES, "--dax-window", "32M"]) as served:
         share = Share(served.socket, options="dax=always", window=True)
         # Without a root share: QEMU crashes at the restart if another vhost-user device with memory slots is there.
         with Qemu([share], reboots=True, root=False) as guest:

@@ -2,8 +2,11 @@
 #![allow(unsafe_code)]
 //! What happens when a mapped file becomes shorter: the kernel sends SIGBUS to whoever touches a page behind the new end.
 //!
-//! For addresses in a window the handler puts a page of zeros there, notes it, and the access goes on. For all others it does what was
-//! done before it: the handler that was there is called, or the default is restored, which ends the process.
+//! For addresses in a window the handler puts zeros there, notes it, and the access goes on. For all others it does what was done before
+//! it: the handler that was there is called, or the default is restored, which ends the process.
+//!
+//! That is one page at a time, until there were so many that a guest seems to use up the mappings that its process may have: then the rest
+//! of each granule.
 
 use std::ffi::{c_int, c_void};
 use std::io;
@@ -12,6 +15,9 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering}
 use std::{mem, ptr};
 
 use crate::window::{GRANULE, PAGE};
+
+/// Pages that are replaced one by one, from one [`Guard::take`] to the next.
+const SINGLE: u64 = 1024;
 
 /// Windows that one process may have.
 const SLOTS: usize = 64;
@@ -22,9 +28,13 @@ struct Slot {
     start: AtomicUsize,
     /// 0 while the slot is not in use.
     size: AtomicUsize,
-    /// A bit for each granule: a page in it was replaced.
+    /// A bit for each granule: a part of it was replaced.
     healed: AtomicPtr<AtomicU64>,
+    /// Some bit is set.
+    any: AtomicBool,
     count: AtomicU64,
+    /// The same since [`Guard::take`].
+    recent: AtomicU64,
 }
 
 static SLOTS_TABLE: [Slot; SLOTS] = [const {
@@ -33,7 +43,9 @@ static SLOTS_TABLE: [Slot; SLOTS] = [const {
         start: AtomicUsize::new(0),
         size: AtomicUsize::new(0),
         healed: AtomicPtr::new(ptr::null_mut()),
+        any: AtomicBool::new(false),
         count: AtomicU64::new(0),
+        recent: AtomicU64::new(0),
     }
 }; SLOTS];
 
@@ -60,34 +72,47 @@ impl Guard {
         let granules = size / GRANULE as usize;
         let healed: Box<[AtomicU64]> = (0..granules.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
         slot.count.store(0, Ordering::Relaxed);
+        slot.recent.store(0, Ordering::Relaxed);
+        slot.any.store(false, Ordering::Relaxed);
         slot.start.store(start, Ordering::Relaxed);
         slot.healed.store(healed.as_ptr().cast_mut(), Ordering::Relaxed);
         slot.size.store(size, Ordering::Release);
         Ok(Guard { slot, healed })
     }
 
-    /// Pages that were replaced so far.
+    /// How often something was replaced so far.
     pub(crate) fn count(&self) -> u64 {
         self.slot.count.load(Ordering::Relaxed)
     }
 
-    /// Whether a page between two offsets was replaced since this was asked last.
-    pub(crate) fn take(&self, start: u64, end: u64) -> bool {
-        let mut any = false;
-        for granule in start / GRANULE..end.div_ceil(GRANULE) {
-            let bit = 1 << (granule % 64);
-            let word = self.healed.get((granule / 64) as usize);
-            any |= word.is_some_and(|word| word.fetch_and(!bit, Ordering::AcqRel) & bit != 0);
+    /// Where granules begin of which a part was replaced since this was asked last, in order.
+    pub(crate) fn take(&self) -> Vec<u64> {
+        if !self.slot.any.load(Ordering::Relaxed) || !self.slot.any.swap(false, Ordering::AcqRel) {
+            return Vec::new();
         }
-        any
+        self.slot.recent.store(0, Ordering::Relaxed);
+        let words = self.healed.iter().map(|word| word.swap(0, Ordering::AcqRel));
+        let bits = words.enumerate().flat_map(|(at, word)| {
+            (0..64u64).filter(move |bit| word >> bit & 1 != 0).map(move |bit| (at as u64 * 64 + bit) * GRANULE)
+        });
+        bits.collect()
+    }
+
+    /// Puts zeros at an address, if it lies in the range.
+    pub(crate) fn heal(&self, address: usize) -> bool {
+        self.slot.heal(address)
+    }
+
+    /// Guards nothing any more.
+    pub(crate) fn close(&self) {
+        self.slot.size.store(0, Ordering::Release);
+        self.slot.healed.store(ptr::null_mut(), Ordering::Release);
     }
 }
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        // Whoever still touches the range does so after it was unmapped: nothing of ours is to be done for it.
-        self.slot.size.store(0, Ordering::Release);
-        self.slot.healed.store(ptr::null_mut(), Ordering::Release);
+        self.close();
         self.slot.taken.store(false, Ordering::Release);
     }
 }
@@ -131,34 +156,40 @@ extern "C" fn handler(signal: c_int, info: *mut libc::siginfo_t, context: *mut c
     unsafe { *at = errno };
 }
 
-/// Puts a page of zeros at an address, if it lies in a window.
+/// Puts zeros at an address, if it lies in a window.
 fn heal(address: usize) -> bool {
-    for slot in &SLOTS_TABLE {
-        let size = slot.size.load(Ordering::Acquire);
-        let Some(offset) = address.checked_sub(slot.start.load(Ordering::Relaxed)).filter(|offset| *offset < size)
-        else {
-            continue;
-        };
-        let page = address & !(PAGE as usize - 1);
-        // SAFETY: the page lies in a range that its owner gave up to be mapped over at any time, and holds until it has taken the
-        // guard away; what was mapped there cannot be accessed, or this signal would not have come. mmap(2) is one system call.
+    SLOTS_TABLE.iter().any(|slot| slot.heal(address))
+}
+
+impl Slot {
+    fn heal(&self, address: usize) -> bool {
+        let size = self.size.load(Ordering::Acquire);
+        let offset = address.checked_sub(self.start.load(Ordering::Relaxed)).filter(|offset| *offset < size);
+        let Some(offset) = offset else { return false };
+        let page = offset & !(PAGE as usize - 1);
+        let single = self.recent.fetch_add(1, Ordering::Relaxed) < SINGLE;
+        let len = if single { PAGE as usize } else { GRANULE as usize - page % GRANULE as usize };
+        let at = address - (offset - page);
+        // SAFETY: the page, and the rest of its granule, lie in a range that its owner gave up to be mapped over at any time, and holds until it has
+        // taken the guard away; what was mapped at the address cannot be accessed, or this signal would not have come. mmap(2) is one
+        // system call.
         let mapped = unsafe {
             let access = libc::PROT_READ | libc::PROT_WRITE;
-            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
-            libc::mmap(page as *mut c_void, PAGE as usize, access, flags, -1, 0)
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
+            libc::mmap(at as *mut c_void, len, access, flags, -1, 0)
         };
         if mapped == libc::MAP_FAILED {
             return false;
         }
-        slot.count.fetch_add(1, Ordering::Relaxed);
-        let (granule, healed) = (offset / GRANULE as usize, slot.healed.load(Ordering::Acquire));
+        self.count.fetch_add(1, Ordering::Relaxed);
+        let (granule, healed) = (offset / GRANULE as usize, self.healed.load(Ordering::Acquire));
         if !healed.is_null() {
             // SAFETY: the array has a bit for each granule of `size` bytes and lives as long as the guard, whose range this is.
             unsafe { (*healed.add(granule / 64)).fetch_or(1 << (granule % 64), Ordering::AcqRel) };
+            self.any.store(true, Ordering::Release);
         }
-        return true;
+        true
     }
-    false
 }
 
 fn pass_on(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {

@@ -71,9 +71,31 @@ impl Reserved {
         self.size
     }
 
-    /// Pages that somebody touched behind the end of a file, and found zeros.
+    /// How often somebody touched what a file did not give, and found zeros.
     pub fn healed(&self) -> u64 {
         self.guard.count()
+    }
+
+    /// Puts zeros where an access at `address` got SIGBUS. False if that is not in the window. Safe to be
+    /// called by a signal handler.
+    pub fn heal(&self, address: usize) -> bool {
+        self.guard.heal(address)
+    }
+
+    /// Sees to it that a mapped page can be accessed, for writing too if it is `writable`: zeros take its place if its file does not give
+    /// it. False if an access could only have failed because it was a store to a page that is not for writing. (Linux 5.14.)
+    pub fn revive(&self, offset: u64, writable: bool) -> bool {
+        let Ok((at, len)) = self.at(offset - offset % PAGE, PAGE) else { return false };
+        // SAFETY: `at` checked that the page is ours. Populating maps what the range is made of already, as an access would, and no reference
+        // into it exists.
+        let can = |advice| unsafe { libc::madvise(at, len, advice) } == 0;
+        if can(libc::MADV_POPULATE_WRITE) {
+            return true;
+        }
+        if !writable && can(libc::MADV_POPULATE_READ) {
+            return false;
+        }
+        self.guard.heal(at.addr())
     }
 
     fn at(&self, offset: u64, len: u64) -> Result<(*mut c_void, usize), Refusal> {
@@ -97,7 +119,6 @@ impl Mapper for Reserved {
         let flags = MapFlags::SHARED | MapFlags::FIXED;
         // SAFETY: `at` checked that the range lies in our reservation, where nothing is that anybody refers to.
         unsafe { mmap(at, len, access, flags, mapping.file.to_map(), mapping.file_offset) }.map_err(io::Error::from)?;
-        self.guard.take(mapping.offset, mapping.offset + mapping.len);
         Ok(())
     }
 
@@ -112,6 +133,8 @@ impl Mapper for Reserved {
 
 impl Drop for Reserved {
     fn drop(&mut self) {
+        // Whoever touches the range from now on is in the wrong, and gets the signal.
+        self.guard.close();
         // SAFETY: the reservation is ours alone, and nothing refers into it.
         let result = unsafe { munmap(self.base.cast(), self.size as usize) };
         debug_assert!(result.is_ok());
@@ -140,8 +163,16 @@ impl Window<Reserved> {
         self.covered(offset, len as u64, write, || with(self.mapper().base.wrapping_add(offset as usize)))
     }
 
-    /// Maps anew what was replaced by zeros: files may have grown again. Answers how many mappings that were.
+    /// Maps anew what was replaced by zeros: files may have grown again. Answers how many mappings that were. Where nothing was replaced,
+    /// that costs next to nothing.
     pub fn mend(&self) -> Result<usize, Refusal> {
-        self.map_again(|mapping| self.mapper().guard.take(mapping.offset, mapping.offset + mapping.len))
+        let healed = self.mapper().guard.take();
+        if healed.is_empty() {
+            return Ok(0);
+        }
+        self.map_again(|mapping| {
+            let from = healed.partition_point(|offset| offset + GRANULE <= mapping.offset);
+            healed.get(from).is_some_and(|offset| *offset < mapping.end())
+        })
     }
 }

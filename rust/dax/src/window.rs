@@ -237,7 +237,8 @@ impl<M: Mapper> Window<M> {
     /// told before anything else.
     pub fn clear(&self) -> Result<(), Refusal> {
         let table = &mut *self.table.lock();
-        if self.mapper.overlays() && table.len() > 0 {
+        if self.mapper.overlays() {
+            // Also where nothing is mapped: zeros may have taken the place of what was.
             self.mapper.unmap(0, self.size)?;
             *table = Table::default();
         }

@@ -100,6 +100,68 @@ fn a_file_that_is_truncated_reads_as_zeros_and_is_mended() {
     assert_eq!(window.mend().unwrap(), 0);
 }
 
+#[test]
+fn many_faults_take_few_mappings_and_each_is_mended() {
+    let window = window(16);
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(16 * GRANULE).unwrap();
+    // Neighbours in one granule, too.
+    map(&window, &file, 0, PAGE, 0, true);
+    map(&window, &file, PAGE, GRANULE - PAGE, PAGE, true);
+    map(&window, &file, GRANULE, 15 * GRANULE, GRANULE, true);
+    file.set_len(0).unwrap();
+    for page in (0..16 * GRANULE / PAGE).step_by(2) {
+        assert_eq!(bytes(&window, page * PAGE, 1), [0]);
+    }
+    let faults = window.mapper().healed();
+    assert!((1024..1100).contains(&faults), "{faults} faults in 4096 pages");
+    assert!(kernel_sees(&window).len() < 2200, "{}", kernel_sees(&window).len());
+    file.set_len(16 * GRANULE).unwrap();
+    file.write_all_at(b"again", 0).unwrap();
+    file.write_all_at(b"again", PAGE).unwrap();
+    file.write_all_at(b"again", 9 * GRANULE).unwrap();
+    assert_eq!(window.mend().unwrap(), 3);
+    for offset in [0, PAGE, 9 * GRANULE] {
+        assert_eq!(bytes(&window, offset, 5), b"again");
+    }
+    assert_eq!(kernel_sees(&window).len(), 1);
+}
+
+#[test]
+fn zeros_that_a_guest_wrote_to_go_with_its_mappings() {
+    let window = window(2);
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(GRANULE).unwrap();
+    map(&window, &file, 0, GRANULE, 0, true);
+    file.set_len(0).unwrap();
+    window.store(0, b"secret").unwrap();
+    window.clear().unwrap();
+    assert!(kernel_sees(&window).iter().all(|(_, access)| access == "---p"));
+    // One that came in the middle of a removal is found by the next session.
+    assert!(window.mapper().heal(window.mapper().address() + 5));
+    assert!(kernel_sees(&window).iter().any(|(_, access)| access == "rw-p"));
+    window.clear().unwrap();
+    assert!(kernel_sees(&window).iter().all(|(_, access)| access == "---p"));
+    assert!(!window.mapper().heal(window.mapper().address() + 2 * GRANULE as usize));
+}
+
+#[test]
+fn a_page_is_revived_if_a_file_should_have_given_it() {
+    let window = window(4);
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(2 * PAGE).unwrap();
+    map(&window, &file, 0, GRANULE, 0, true);
+    map(&window, &file, GRANULE, GRANULE, 0, false);
+    let revive = |offset, writable| window.mapper().revive(offset, writable);
+    assert!(revive(PAGE + 7, true), "nothing is wrong with it");
+    assert!(!revive(GRANULE, false), "it can be read: this was a store");
+    assert_eq!(window.mapper().healed(), 0);
+    assert!(revive(2 * PAGE, true) && revive(GRANULE + 2 * PAGE, false));
+    assert_eq!(window.mapper().healed(), 2);
+    assert_eq!(bytes(&window, GRANULE + 2 * PAGE, 3), [0; 3]);
+    assert_eq!(window.mapper().healed(), 2, "no fault was left to meet");
+}
+
 /// Set for the process in which a fault is to be met.
 const FAULT: &str = "VIRTIOFS_DAX_TEST_FAULT";
 

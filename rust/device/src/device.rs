@@ -6,11 +6,12 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 use virtiofs_fuse::Server;
-use virtiofs_virtqueue::{Event, RingConfig, SharedMemory};
+use virtiofs_virtqueue::{Event, MemoryError, RingConfig, SharedMemory};
 
 use crate::identity::{EVENT_IDX, FEATURES, QUEUE_SIZE_MAX, VERSION_1};
 use crate::pool::Pool;
 use crate::queue::Queue;
+use crate::window::Local;
 use crate::worker::Surroundings;
 use crate::{Call, Identity};
 
@@ -93,6 +94,7 @@ pub struct Device {
     life: Mutex<Life>,
     /// The kicks of the queues that are set up. Beside `life`, so that a kick never waits for a queue that stops.
     kicks: RwLock<Vec<Option<Arc<Event>>>>,
+    window: Option<Arc<Local>>,
 }
 
 #[derive(Debug)]
@@ -114,7 +116,29 @@ impl Device {
             state: AtomicU8::new(State::Ready as u8),
             life: Mutex::new(Life { features: 0, setups: vec![None; count], queues }),
             kicks: RwLock::new(vec![None; count]),
+            window: None,
         }
+    }
+
+    /// The same device with a DAX window.
+    pub fn with_window(mut self, window: Local) -> Device {
+        let window = Arc::new(window);
+        self.with.server.set_window(Some(Arc::clone(&window) as _));
+        self.window = Some(window);
+        self
+    }
+
+    /// Its DAX window, if it has one.
+    pub fn window(&self) -> Option<&Arc<Local>> {
+        self.window.as_ref()
+    }
+
+    /// Says where the guest sees the window, if it does: see [`Local::set_place`]. Nothing to say of a device without one.
+    pub fn place_window(&self, address: Option<u64>) -> Result<(), MemoryError> {
+        let Some(window) = &self.window else { return Ok(()) };
+        window.set_place(&self.with.memory, address)?;
+        self.refresh();
+        Ok(())
     }
 
     /// Tag, queues and configuration space.
@@ -313,6 +337,9 @@ impl Device {
 impl Drop for Device {
     fn drop(&mut self) {
         self.close();
+        // The memory may be that of other devices too, which must not keep the window.
+        let gone = self.place_window(None);
+        debug_assert!(gone.is_ok());
     }
 }
 

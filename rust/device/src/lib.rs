@@ -19,8 +19,10 @@ mod request;
 mod spin;
 mod tact;
 pub mod vhost_user;
+mod window;
 mod worker;
 
 pub use call::Call;
 pub use device::{Device, DeviceError, QueueSetup, State};
 pub use identity::{Identity, InvalidIdentity};
+pub use window::Local as LocalWindow;

@@ -66,27 +66,17 @@ const VENDOR: u32 = 0x5346_4956;
 /// Interrupt causes (4.2.2, InterruptStatus).
 const USED_BUFFER: u32 = 1;
 const CONFIG_CHANGE: u32 = 2;
+/// The shared memory region that is the DAX window (5.11.6.4, `VIRTIO_FS_SHMCAP_ID_CACHE`).
+const WINDOW: u32 = 0;
 /// What length and base of a shared memory region read as that is not there.
 const NO_REGION: u64 = u64::MAX;
 /// Feature words that there are: 64 bits.
 const FEATURE_WORDS: u32 = 2;
 
-/// A shared memory region as the guest is to find it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SharedRegion {
-    /// By what the driver asks for it: 0 is the DAX window.
-    pub id: u8,
-    /// Guest physical address at which the VMM has put it.
-    pub base: u64,
-    /// Bytes.
-    pub len: u64,
-}
-
 /// The registers of one device.
 #[derive(Debug)]
 pub struct Mmio {
     device: Arc<Device>,
-    regions: Vec<SharedRegion>,
     /// One for each queue, kept over resets: a VMM may have given them to its kernel.
     kicks: Vec<Arc<Event>>,
     interrupt: Arc<Interrupt>,
@@ -131,12 +121,12 @@ impl Interrupt {
 
 impl Mmio {
     /// Registers for `device`, which is started and reset by its driver from now on.
-    pub fn new(device: Arc<Device>, regions: Vec<SharedRegion>) -> io::Result<Mmio> {
+    pub fn new(device: Arc<Device>) -> io::Result<Mmio> {
         let queues = device.identity().queues();
         let kicks = (0..queues).map(|_| Event::new().map(Arc::new)).collect::<io::Result<_>>()?;
         let interrupt = Arc::new(Interrupt::default());
         let registers = Mutex::new(Registers::new(queues));
-        Ok(Mmio { device, regions, kicks, interrupt, registers })
+        Ok(Mmio { device, kicks, interrupt, registers })
     }
 
     /// Sets how the VMM is told of an interrupt, and tells it once if one is pending.
@@ -206,16 +196,19 @@ impl Mmio {
             r::QUEUE_SIZE_MAX => queue.map_or(0, |_| u32::from(QUEUE_SIZE_MAX)),
             r::QUEUE_READY => queue.map_or(0, |queue| u32::from(queue.ready)),
             r::STATUS => registers.status,
-            r::SHM_LEN_LOW => low(self.region(&registers).map_or(NO_REGION, |region| region.len)),
-            r::SHM_LEN_HIGH => high(self.region(&registers).map_or(NO_REGION, |region| region.len)),
-            r::SHM_BASE_LOW => low(self.region(&registers).map_or(NO_REGION, |region| region.base)),
-            r::SHM_BASE_HIGH => high(self.region(&registers).map_or(NO_REGION, |region| region.base)),
+            r::SHM_LEN_LOW => low(self.shared(&registers).1),
+            r::SHM_LEN_HIGH => high(self.shared(&registers).1),
+            r::SHM_BASE_LOW => low(self.shared(&registers).0),
+            r::SHM_BASE_HIGH => high(self.shared(&registers).0),
             _ => 0,
         }
     }
 
-    fn region(&self, registers: &Registers) -> Option<&SharedRegion> {
-        self.regions.iter().find(|region| u32::from(region.id) == registers.shm_sel)
+    /// Base and length of the selected region: the DAX window, where it has its place.
+    fn shared(&self, registers: &Registers) -> (u64, u64) {
+        let window = self.device.window().filter(|_| registers.shm_sel == WINDOW);
+        let region = window.and_then(|window| Some((window.place()?, window.size())));
+        region.unwrap_or((NO_REGION, NO_REGION))
     }
 
     fn store(&self, offset: u64, value: u32) {

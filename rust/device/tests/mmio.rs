@@ -3,11 +3,10 @@
 mod machine;
 
 use std::fs;
-use std::sync::Arc;
 
 use machine::Share;
 use proptest::prelude::*;
-use virtiofs_device::mmio::{CONFIG, Mmio, SIZE, SharedRegion, register as r};
+use virtiofs_device::mmio::{CONFIG, Mmio, SIZE, register as r};
 use virtiofs_device::{Device, DeviceError, State};
 use virtiofs_guest::{Framing, Options};
 
@@ -196,18 +195,21 @@ fn queues_are_set_up_after_the_features_and_not_while_they_are_ready() {
 }
 
 #[test]
-fn shared_memory_regions_are_found_by_their_ids() {
+fn the_window_is_a_shared_memory_region_where_it_has_a_place() {
     let share = Share::new(1);
-    let window = SharedRegion { id: 0, base: 0x1_2345_6789_0000, len: 0x2_0000_0000 };
-    let mmio = Mmio::new(Arc::clone(&share.device), vec![window]).unwrap();
+    let mmio = &share.machine.0;
     let region = |id| {
-        set(&mmio, r::SHM_SEL, id);
-        let wide = |low, high| u64::from(get(&mmio, low)) | u64::from(get(&mmio, high)) << 32;
+        set(mmio, r::SHM_SEL, id);
+        let wide = |low, high| u64::from(get(mmio, low)) | u64::from(get(mmio, high)) << 32;
         (wide(r::SHM_LEN_LOW, r::SHM_LEN_HIGH), wide(r::SHM_BASE_LOW, r::SHM_BASE_HIGH))
     };
-    assert_eq!(region(0), (window.len, window.base));
+    assert_eq!(region(0), (u64::MAX, u64::MAX));
+    share.device.place_window(Some(0x1_2345_6780_0000)).unwrap();
+    assert_eq!(region(0), (8 << 20, 0x1_2345_6780_0000));
     assert_eq!(region(1), (u64::MAX, u64::MAX));
     assert_eq!(region(256), (u64::MAX, u64::MAX), "an id has 8 bits");
+    share.device.place_window(None).unwrap();
+    assert_eq!(region(0), (u64::MAX, u64::MAX));
 }
 
 #[test]

@@ -289,7 +289,13 @@ impl Server {
         }
         let cx = Context { unique: header.unique, uid: header.uid, gid: header.gid, pid: header.pid, may_block };
         let mut call = Call { server: self, fs, row, header, cx, arguments: &arguments, message };
-        call.run(scratch)
+        let result = call.run(scratch);
+        if self.has(init::MAP_ALIGNMENT)
+            && let Some(window) = self.window()
+        {
+            window.catch_up();
+        }
+        result
     }
 
     pub(crate) fn malformed<T>(&self) -> Result<T> {

@@ -34,6 +34,9 @@ pub trait Window: Send + Sync {
     /// Takes ranges away.
     fn unmap(&self, ranges: &[RemovemappingOne]) -> Result<()>;
 
+    /// A request was handled by which a file may have become longer, or the guest hears that it did. The guest has no reply yet.
+    fn catch_up(&self) {}
+
     /// The session is over: all mappings go, now or before the next session begins.
     fn end(&self);
 }

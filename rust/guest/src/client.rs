@@ -126,7 +126,7 @@ impl Client {
             channels.push(Channel::new(ring, Waiter::new(call, transport.life())?, options.timeout, options.polling));
         }
         let hiprio = channels.remove(0);
-        let (peer, window) = (transport.peer(), transport.window());
+        let (peer, window) = (transport.peer(), options.dax.then(|| transport.window()).flatten());
         let caller = [options.uid, options.gid, options.pid].map(AtomicU32::new);
         let client = Client {
             memory,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::memory::{Memory, Region};
 use crate::signal::Bell;
 use crate::transport::{Config, Queue, Transport};
+use crate::window::Mapped;
 use crate::{Error, Result};
 
 const MAGIC_VALUE: u64 = 0x000;
@@ -26,6 +27,9 @@ const STATUS: u64 = 0x070;
 const QUEUE_DESC: u64 = 0x080;
 const QUEUE_DRIVER: u64 = 0x090;
 const QUEUE_DEVICE: u64 = 0x0a0;
+const SHM_SEL: u64 = 0x0ac;
+const SHM_LEN: u64 = 0x0b0;
+const SHM_BASE: u64 = 0x0b8;
 const CONFIG_GENERATION: u64 = 0x0fc;
 const CONFIG: u64 = 0x100;
 
@@ -34,6 +38,9 @@ const DRIVER: u32 = 2;
 const DRIVER_OK: u32 = 4;
 const FEATURES_OK: u32 = 8;
 const NEEDS_RESET: u32 = 64;
+
+/// The shared memory region that is the DAX window (`VIRTIO_FS_SHMCAP_ID_CACHE`).
+const WINDOW: u32 = 0;
 
 /// "virt", and the id of a file system device.
 const MAGIC: u32 = 0x7472_6976;
@@ -52,6 +59,11 @@ pub trait Machine: Send + Sync {
 
     /// The VMM takes a region away from the device.
     fn remove_memory(&self, region: &Region) -> Result<()>;
+
+    /// What the guest has at `address`, if that is a DAX window of `size` bytes.
+    fn window(&self, _address: u64, _size: u64) -> Option<Arc<Mapped>> {
+        None
+    }
 
     /// The VMM interrupts the guest by calling this from now on.
     fn set_interrupt(&self, handler: Box<dyn Fn() + Send + Sync>);
@@ -85,6 +97,10 @@ impl Mmio {
 
     fn set(&self, offset: u64, value: u32) {
         self.machine.write(offset, &value.to_le_bytes());
+    }
+
+    fn get_wide(&self, offset: u64) -> u64 {
+        u64::from(self.get(offset)) | u64::from(self.get(offset + 4)) << 32
     }
 
     fn set_wide(&self, offset: u64, value: u64) {
@@ -241,6 +257,13 @@ impl Transport for Mmio {
         self.restart()?;
         std::mem::take(&mut self.given).iter().try_for_each(|region| self.machine.remove_memory(region))?;
         Ok(Vec::new())
+    }
+
+    /// A length of all ones: there is no such region (4.2.2, SHMLen).
+    fn window(&self) -> Option<Arc<Mapped>> {
+        self.set(SHM_SEL, WINDOW);
+        let (size, address) = (self.get_wide(SHM_LEN), self.get_wide(SHM_BASE));
+        if size == u64::MAX { None } else { self.machine.window(address, size) }
     }
 
     fn reset(&mut self) -> Result<bool> {

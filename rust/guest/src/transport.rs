@@ -102,7 +102,7 @@ pub trait Transport: Send {
     /// Resets the device. False if it has no such request.
     fn reset(&mut self) -> Result<bool>;
 
-    /// The device's DAX window, if it has one that is used.
+    /// The device's DAX window, if it has one.
     fn window(&self) -> Option<Arc<Mapped>> {
         None
     }

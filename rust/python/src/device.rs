@@ -8,7 +8,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 use virtiofs_device as device;
-use virtiofs_device::{Call, DeviceError, Identity, QueueSetup};
+use virtiofs_device::{Call, DeviceError, Identity, LocalWindow, QueueSetup};
 use virtiofs_fuse::Limits;
 use virtiofs_virtqueue::Event;
 
@@ -111,7 +111,8 @@ impl Drop for Device {
 #[pymethods]
 impl Device {
     #[new]
-    #[pyo3(signature = (fs, memory, *, tag, request_queues, slow_threads, want))]
+    #[pyo3(signature = (fs, memory, *, tag, request_queues, slow_threads, want, window))]
+    #[allow(clippy::too_many_arguments)]
     fn new(
         py: Python<'_>,
         fs: Engine,
@@ -120,11 +121,17 @@ impl Device {
         request_queues: u16,
         slow_threads: usize,
         want: u64,
+        window: Option<(u64, usize)>,
     ) -> PyResult<Device> {
         let identity = Identity::new(tag, request_queues).map_err(|error| PyValueError::new_err(error.to_string()))?;
+        let window = window.map(|(size, mappings)| LocalWindow::new(size, mappings)).transpose()?;
         let served = fs.open(py, Limits { want, ..Limits::default() })?;
         let (server, guest) = (Arc::clone(&served.server), Arc::clone(&memory.shared));
-        let native = Arc::new(device::Device::new(identity, server, guest, slow_threads));
+        let native = device::Device::new(identity, server, guest, slow_threads);
+        let native = Arc::new(match window {
+            Some(window) => native.with_window(window),
+            None => native,
+        });
         memory.used_by(&native);
         Ok(Device { native: Some(native), served, calls: Mutex::default(), process: std::process::id() })
     }
@@ -219,11 +226,38 @@ impl Device {
         Ok(queues.iter().map(|q| (q.index, q.size, q.desc, q.avail, q.used, q.next)).collect())
     }
 
+    /// Size and host address of the DAX window, and where the guest sees it.
+    #[getter]
+    fn window(&self, py: Python<'_>) -> PyResult<Option<(u64, usize, Option<u64>)>> {
+        let native = self.native(py)?;
+        Ok(py.detach(|| native.window().map(|window| (window.size(), window.host_address(), window.place()))))
+    }
+
+    /// The guest sees the window at this address from now on, or nowhere.
+    fn place_window(&self, py: Python<'_>, address: Option<u64>) -> PyResult<()> {
+        let native = self.native(py)?;
+        py.detach(|| native.place_window(address)).map_err(|error| PyValueError::new_err(error.to_string()))
+    }
+
+    /// Whether zeros were put where an access of this process got SIGBUS.
+    fn handle_sigbus(&self, py: Python<'_>, address: usize) -> PyResult<bool> {
+        Ok(self.native(py)?.window().is_some_and(|window| window.handle_sigbus(address)))
+    }
+
+    /// Whether an access of the guest that failed is to be tried again.
+    fn handle_efault(&self, py: Python<'_>, address: u64) -> PyResult<bool> {
+        let native = self.native(py)?;
+        Ok(py.detach(|| native.window().is_some_and(|window| window.handle_efault(address))))
+    }
+
     /// The counters, by name.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let native = self.native(py)?;
         let all = crate::server::counters(py, native.server())?;
         all.set_item("state", native.state().to_string())?;
+        let (mappings, zeroed) = native.window().map_or((0, 0), |window| (window.window().len(), window.healed()));
+        all.set_item("mappings", mappings)?;
+        all.set_item("zeroed", zeroed)?;
         Ok(all)
     }
 }
@@ -255,23 +289,12 @@ impl Drop for Mmio {
     }
 }
 
-/// Where a shared memory region lies for the guest: id, address, bytes.
-#[derive(FromPyObject)]
-struct SharedRegion(u8, u64, u64);
-
 #[pymethods]
 impl Mmio {
     #[new]
-    #[pyo3(signature = (device, interrupt, regions))]
-    fn new(
-        py: Python<'_>,
-        device: &Device,
-        interrupt: Option<Interrupt>,
-        regions: Vec<SharedRegion>,
-    ) -> PyResult<Mmio> {
-        let regions =
-            regions.into_iter().map(|SharedRegion(id, base, len)| device::mmio::SharedRegion { id, base, len });
-        let native = device::mmio::Mmio::new(Arc::clone(device.native(py)?), regions.collect())?;
+    #[pyo3(signature = (device, interrupt))]
+    fn new(py: Python<'_>, device: &Device, interrupt: Option<Interrupt>) -> PyResult<Mmio> {
+        let native = device::mmio::Mmio::new(Arc::clone(device.native(py)?))?;
         let (call, subscription) = interrupt.map(Interrupt::open).transpose()?.unzip();
         native.set_line(call);
         Ok(Mmio { native: Arc::new(native), calls: Mutex::new(subscription.flatten()) })

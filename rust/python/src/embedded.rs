@@ -6,7 +6,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use virtiofs_device::mmio::Mmio;
 use virtiofs_device::{Call, Device, DeviceError, QueueSetup, State};
-use virtiofs_guest::{Config, Error, Machine, Memory, Queue, Region, Result, Transport};
+use virtiofs_guest::{Config, Error, Machine, Mapped, Memory, Queue, Region, Result, Transport};
 use virtiofs_virtqueue as virtqueue;
 use virtiofs_virtqueue::Event;
 
@@ -15,7 +15,6 @@ fn refused(error: impl ToString) -> Error {
 }
 
 fn add(device: &Device, region: &Region) -> Result<()> {
-    let memory = device.memory();
     let region = virtqueue::Region {
         guest_address: region.address,
         size: region.size,
@@ -23,14 +22,13 @@ fn add(device: &Device, region: &Region) -> Result<()> {
         file: File::from(region.file.try_clone()?),
         offset: region.file_offset,
     };
-    memory.store(memory.load().with(region).map_err(refused)?);
+    device.memory().change(|memory| memory.with(region)).map_err(refused)?;
     device.refresh();
     Ok(())
 }
 
 fn remove(device: &Device, region: &Region) -> Result<()> {
-    let memory = device.memory();
-    memory.store(memory.load().without(region.address, region.size).map_err(refused)?);
+    device.memory().change(|memory| memory.without(region.address, region.size)).map_err(refused)?;
     device.refresh();
     Ok(())
 }
@@ -43,21 +41,35 @@ fn remove_all(device: &Device, given: &[Region]) {
     }
 }
 
+/// The guest address of the window, far behind any memory.
+const WINDOW: u64 = 1 << 40;
+
 /// A device by the addresses of its queues.
 pub(crate) struct Direct {
     device: Arc<Device>,
     given: Vec<Region>,
+    /// The window has its place from us.
+    placed: bool,
 }
 
 impl Direct {
     pub(crate) fn new(device: Arc<Device>) -> Direct {
-        Direct { device, given: Vec::new() }
+        Direct { device, given: Vec::new(), placed: false }
+    }
+
+    /// The device may have another guest afterwards.
+    fn leave(&mut self) {
+        remove_all(&self.device, &std::mem::take(&mut self.given));
+        if std::mem::take(&mut self.placed) {
+            // Nothing is in the way of nowhere.
+            let _ = self.device.place_window(None);
+        }
     }
 }
 
 impl Drop for Direct {
     fn drop(&mut self) {
-        remove_all(&self.device, &self.given);
+        self.leave();
     }
 }
 
@@ -81,6 +93,10 @@ impl Transport for Direct {
                 add(&self.device, &region)?;
                 self.given.push(region);
             }
+        }
+        if self.device.window().is_some_and(|window| window.place().is_none()) {
+            self.device.place_window(Some(WINDOW)).map_err(refused)?;
+            self.placed = true;
         }
         // Goes on as another driver would: with a device that knows of none.
         if self.device.state() == State::Paused {
@@ -121,14 +137,17 @@ impl Transport for Direct {
             Err(DeviceError::State { .. }) => Vec::new(),
             Err(error) => return Err(refused(error)),
         };
-        // The device may have another guest afterwards.
-        remove_all(&self.device, &std::mem::take(&mut self.given));
+        self.leave();
         Ok(stood)
     }
 
     fn reset(&mut self) -> Result<bool> {
         self.device.reset().map_err(refused)?;
         Ok(true)
+    }
+
+    fn window(&self) -> Option<Arc<Mapped>> {
+        self.device.window().map(|window| Arc::clone(window.window()))
     }
 }
 
@@ -169,6 +188,11 @@ impl Machine for Vmm {
     fn remove_memory(&self, region: &Region) -> Result<()> {
         self.given.lock().retain(|given| given.address != region.address);
         remove(self.mmio.device(), region)
+    }
+
+    fn window(&self, address: u64, size: u64) -> Option<Arc<Mapped>> {
+        let window = self.mmio.device().window()?;
+        (window.place() == Some(address) && window.size() == size).then(|| Arc::clone(window.window()))
     }
 
     fn set_interrupt(&self, handler: Box<dyn Fn() + Send + Sync>) {

@@ -45,8 +45,7 @@ impl GuestMemory {
     ) -> PyResult<()> {
         let changed = py.detach(|| {
             let devices = self.devices.lock();
-            let memory = change(&self.shared.load())?;
-            self.shared.store(memory);
+            self.shared.change(change)?;
             devices.iter().filter_map(Weak::upgrade).for_each(|device| device.refresh());
             Ok(())
         });

@@ -33,6 +33,8 @@ pub struct Chain {
     lent: Vec<libc::iovec>,
     /// What stands for remote memory: most chains have none.
     bounces: Vec<Bounce>,
+    /// Bytes in them.
+    bounced: usize,
     /// Remote memory was not to be had.
     fault: bool,
 }
@@ -67,6 +69,7 @@ impl Default for Chain {
             at: (0, 0),
             lent: Vec::new(),
             bounces: Vec::new(),
+            bounced: 0,
             fault: false,
         }
     }
@@ -84,6 +87,7 @@ impl Chain {
         self.writable.clear();
         (self.room, self.unread, self.at) = (0, 0, (0, 0));
         self.bounces.clear();
+        self.bounced = 0;
         self.fault = false;
     }
 
@@ -136,10 +140,10 @@ impl Chain {
     fn bounce(&mut self, address: u64, len: usize, at: Option<usize>) -> Option<usize> {
         let (remote, offset, available) = self.memory.remote(address)?;
         let len = len.min(available);
-        let held: usize = self.bounces.iter().map(|bounce| bounce.buffer.len()).sum();
-        if len > BOUNCES_MAX - held {
+        if len > BOUNCES_MAX - self.bounced {
             return None;
         }
+        self.bounced += len;
         let mut buffer = vec![0; len];
         if at.is_none() {
             self.fault |= !remote.load(offset, &mut buffer);
@@ -407,6 +411,30 @@ mod tests {
         chain.restart(0, &memory);
         assert!(!chain.push(0x8010, 5, false), "it ends before that");
         assert!(!chain.push(0x7fff, 2, true));
+        chain.restart(0, &memory);
+        assert!(!(0..BOUNCES_MAX as u64).all(|_| chain.push(0x8000, 20, true)), "more than any request has");
+    }
+
+    #[test]
+    fn several_windows_are_told_apart() {
+        let ten = |first| Arc::new(Ten(parking_lot::Mutex::new((first..first + 10).collect()))) as Arc<dyn Remote>;
+        let (one, two) = (ten(0), ten(100));
+        let memory = Memory::new(vec![region(0x1000, 0x1000)]).unwrap();
+        let memory = memory.with_remote(0x8000, 10, one.clone()).with_remote(0x9000, 10, two.clone());
+        let first = |memory: &Memory, address| {
+            let mut chain = Chain::default();
+            chain.restart(0, &Arc::new(memory.clone()));
+            let mut byte = [0];
+            (chain.push(address, 1, false) && chain.read(&mut byte)).then_some(byte[0])
+        };
+        assert_eq!((first(&memory, 0x8001), first(&memory, 0x9001)), (Some(1), Some(101)));
+        for (start, size) in [(0x1fff, 1), (0, 0x1001), (0x8009, 1), (0x7000, 0x3000), (u64::MAX, 2)] {
+            assert!(memory.check_free(start, size).is_err(), "{start:#x}");
+        }
+        assert!(memory.check_free(0x2000, 0x6000).is_ok());
+        let moved = memory.with_remote(0xa000, 10, one.clone()).without_remote(&two);
+        assert_eq!((moved.remote_start(&one), moved.remote_start(&two)), (Some(0xa000), None));
+        assert_eq!((first(&moved, 0x8001), first(&moved, 0x9001), first(&moved, 0xa001)), (None, None, Some(1)));
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 use vm_memory::guest_memory::GuestMemoryBackend;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
@@ -70,6 +71,12 @@ struct Elsewhere {
     remote: Arc<dyn Remote>,
 }
 
+impl Elsewhere {
+    fn is(&self, remote: &Arc<dyn Remote>) -> bool {
+        std::ptr::addr_eq(Arc::as_ptr(&self.remote), Arc::as_ptr(remote))
+    }
+}
+
 /// All memory of a guest at one moment. A change makes a new value, so that a request in flight keeps what it points to.
 #[derive(Clone, Debug, Default)]
 pub struct Memory {
@@ -78,7 +85,7 @@ pub struct Memory {
     pub(crate) holds: Vec<Hold>,
     /// New regions note which of their pages are written.
     pub(crate) track: bool,
-    elsewhere: Option<Elsewhere>,
+    elsewhere: Vec<Elsewhere>,
 }
 
 impl Memory {
@@ -150,21 +157,42 @@ impl Memory {
         Ok((memory.spans != self.spans).then_some(memory))
     }
 
-    /// This memory, with `size` bytes of remote memory from the guest address `start` on.
+    /// This memory, with `size` bytes of remote memory from the guest address `start` on, and nowhere else.
     pub fn with_remote(self, start: u64, size: u64, remote: Arc<dyn Remote>) -> Memory {
-        Memory { elsewhere: Some(Elsewhere { start, size, remote }), ..self }
+        let mut next = self.without_remote(&remote);
+        next.elsewhere.push(Elsewhere { start, size, remote });
+        next
     }
 
-    /// Where remote memory begins, if there is any.
-    pub fn remote_start(&self) -> Option<u64> {
-        self.elsewhere.as_ref().map(|elsewhere| elsewhere.start)
+    /// This memory without `remote`.
+    pub fn without_remote(mut self, remote: &Arc<dyn Remote>) -> Memory {
+        self.elsewhere.retain(|elsewhere| !elsewhere.is(remote));
+        self
+    }
+
+    /// Where `remote` begins, if it is a part of this memory.
+    pub fn remote_start(&self, remote: &Arc<dyn Remote>) -> Option<u64> {
+        self.elsewhere.iter().find(|elsewhere| elsewhere.is(remote)).map(|elsewhere| elsewhere.start)
+    }
+
+    /// Refuses `size` bytes from `start` on if there is memory of the guest already, or if they wrap around.
+    pub fn check_free(&self, start: u64, size: u64) -> Result<(), MemoryError> {
+        let taken = self.spans.iter().map(|span| (span.guest_address, span.size));
+        let elsewhere = self.elsewhere.iter().map(|elsewhere| (elsewhere.start, elsewhere.size));
+        let end = start.checked_add(size);
+        let apart = |(other, len): (u64, u64)| end.is_some_and(|end| end <= other) || other + len <= start;
+        match end.is_some() && taken.chain(elsewhere).all(apart) {
+            true => Ok(()),
+            false => Err(MemoryError::Overlap { guest_address: start, size }),
+        }
     }
 
     /// The remote memory at an address, the offset in it, and how many bytes of it follow.
     pub(crate) fn remote(&self, address: u64) -> Option<(&dyn Remote, u64, usize)> {
-        let elsewhere = self.elsewhere.as_ref()?;
-        let offset = address.checked_sub(elsewhere.start).filter(|offset| *offset < elsewhere.size)?;
-        Some((&*elsewhere.remote, offset, usize::try_from(elsewhere.size - offset).unwrap_or(usize::MAX)))
+        self.elsewhere.iter().find_map(|elsewhere| {
+            let offset = address.checked_sub(elsewhere.start).filter(|offset| *offset < elsewhere.size)?;
+            Some((&*elsewhere.remote, offset, usize::try_from(elsewhere.size - offset).unwrap_or(usize::MAX)))
+        })
     }
 
     /// The mapping of exactly this region, if there is one.
@@ -237,22 +265,32 @@ impl Place {
 
 /// Guest memory that may change while the device runs: regions come and go with memory hotplug.
 #[derive(Debug, Default)]
-pub struct SharedMemory(ArcSwap<Memory>);
+pub struct SharedMemory {
+    now: ArcSwap<Memory>,
+    changing: Mutex<()>,
+}
 
 impl SharedMemory {
     /// Memory as it is now.
     pub fn load(&self) -> Arc<Memory> {
-        self.0.load_full()
+        self.now.load_full()
     }
 
     /// Memory from now on.
     pub fn store(&self, memory: Memory) {
-        self.0.store(Arc::new(memory));
+        self.now.store(Arc::new(memory));
+    }
+
+    /// Makes other memory of what there is. Of changes by several threads none is lost.
+    pub fn change<E>(&self, change: impl FnOnce(&Memory) -> Result<Memory, E>) -> Result<(), E> {
+        let _one = self.changing.lock();
+        self.store(change(&self.load())?);
+        Ok(())
     }
 
     /// Brings `seen` up to date, at the price of one atomic load when nothing changed.
     pub fn refresh(&self, seen: &mut Arc<Memory>) {
-        let now = self.0.load();
+        let now = self.now.load();
         if !Arc::ptr_eq(&now, seen) {
             *seen = Arc::clone(&now);
         }

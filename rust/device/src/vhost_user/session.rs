@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures};
 use virtiofs_fuse::Server;
-use virtiofs_virtqueue::{Event, Memory, Region, SharedMemory};
+use virtiofs_virtqueue::{Event, Memory, Region, Remote, SharedMemory};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::connection::{Connection, Received};
@@ -279,10 +279,11 @@ impl Session {
         let before = self.with.memory.load();
         let mut memory = before.replaced_by(regions).map_err(|error| error.to_string())?;
         if let (Some(start), Some(window)) = (window_at, &self.window)
-            && before.remote_start() != window_at
+            && let remote = Arc::clone(window) as Arc<dyn Remote>
+            && before.remote_start(&remote) != window_at
         {
             let same = || Memory::clone(&before);
-            memory = Some(memory.unwrap_or_else(same).with_remote(start, window.size(), Arc::clone(window) as _));
+            memory = Some(memory.unwrap_or_else(same).with_remote(start, window.size(), remote));
         }
         if let Some(memory) = memory {
             self.store(memory);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tempfile::TempDir;
 use virtiofs_device::mmio::Mmio;
-use virtiofs_device::{Call, Device, Identity};
+use virtiofs_device::{Call, Device, Identity, LocalWindow};
 use virtiofs_fuse::{Limits, Server};
 use virtiofs_guest::{Error, Guest, Machine, Options, Region, Result};
 use virtiofs_hostdir::HostDir;
@@ -25,8 +25,9 @@ impl Share {
         let fs = Arc::new(HostDir::new(config).unwrap());
         let server = Arc::new(Server::new(fs.clone(), Limits::default()));
         let identity = Identity::new("share", request_queues).unwrap();
-        let device = Arc::new(Device::new(identity, server, Arc::<SharedMemory>::default(), 4));
-        let mmio = Mmio::new(Arc::clone(&device), Vec::new()).unwrap();
+        let device = Device::new(identity, server, Arc::<SharedMemory>::default(), 4);
+        let device = Arc::new(device.with_window(LocalWindow::new(8 << 20, 4).unwrap()));
+        let mmio = Mmio::new(Arc::clone(&device)).unwrap();
         Share { dir, fs, device, machine: Arc::new(Vmm(mmio)) }
     }
 
@@ -48,7 +49,6 @@ impl Machine for Vmm {
     }
 
     fn add_memory(&self, region: &Region) -> Result<()> {
-        let memory = self.0.device().memory();
         let region = virtiofs_virtqueue::Region {
             guest_address: region.address,
             size: region.size,
@@ -56,15 +56,15 @@ impl Machine for Vmm {
             file: File::from(region.file.try_clone().unwrap()),
             offset: region.file_offset,
         };
-        memory.store(memory.load().with(region).map_err(|error| Error::Protocol(error.to_string()))?);
+        let changed = self.0.device().memory().change(|memory| memory.with(region));
+        changed.map_err(|error| Error::Protocol(error.to_string()))?;
         self.0.device().refresh();
         Ok(())
     }
 
     fn remove_memory(&self, region: &Region) -> Result<()> {
-        let memory = self.0.device().memory();
-        let less = memory.load().without(region.address, region.size);
-        memory.store(less.map_err(|error| Error::Protocol(error.to_string()))?);
+        let changed = self.0.device().memory().change(|memory| memory.without(region.address, region.size));
+        changed.map_err(|error| Error::Protocol(error.to_string()))?;
         self.0.device().refresh();
         Ok(())
     }
