@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 
 import pytest
 
@@ -84,8 +85,19 @@ def run(program: str, *arguments: str | Path, seconds: float = 30) -> str:
     return done.stdout
 
 
-def start(program: str, *arguments: str | Path) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
+class Program(subprocess.Popen[str]):
+    """Waited for at the end of its block; ended if that ends early, so that a failure is told and nothing waits for ever."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self.kill()
+        super().__exit__(kind, value, traceback)
+
+
+def start(program: str, *arguments: str | Path) -> Program:
+    return Program(
         [sys.executable, "-c", textwrap.dedent(program), *map(str, arguments)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
