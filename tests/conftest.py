@@ -1,6 +1,7 @@
 """What all tests share."""
 
 import os
+import signal
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -10,6 +11,11 @@ from tests.daemon import Daemon, Start
 
 NO_SKIP = os.environ.get("VIRTIOFS_NO_SKIP", "") not in ("", "0")
 """Whether a test that is skipped counts as failed: continuous integration runs everything or says so."""
+
+
+def pytest_configure() -> None:
+    # A run in the background of a shell has SIGINT ignored, and so would all programs have that it starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True)
