@@ -207,8 +207,12 @@ impl Nodes {
 
     /// A name was given to what another name meant.
     pub(crate) fn renamed(&mut self, parent: u64, name: &[u8], newparent: u64, newname: &[u8]) -> Vec<Forget> {
-        let gone = self.forget_name(newparent, newname);
-        if let Some(moved) = self.remove(parent, name) {
+        let mut gone = self.forget_name(newparent, newname);
+        let found = self.directories.get(&parent).and_then(|names| names.get(name));
+        if found.is_some_and(|found| matches!(found.holds, Holds::While(_))) {
+            // The counter of one directory says nothing about another: it may come by the same number.
+            gone.extend(self.forget_name(parent, name));
+        } else if let Some(moved) = self.remove(parent, name) {
             self.insert(newparent, newname, moved);
         }
         gone
@@ -330,5 +334,22 @@ mod tests {
         assert_eq!(nodes.walk(b"/", true).unwrap().unwrap().size, 3);
         table.bump_all();
         assert!(nodes.walk(b"", true).is_none() && nodes.cached(1, b"d").is_none());
+    }
+
+    #[test]
+    fn with_a_table_a_name_that_moves_is_asked_for_anew() {
+        let table = virtiofs_coherence::Table::anonymous(64).unwrap();
+        let mut nodes = Nodes::new(100, Some(Arc::new(View::new(table.fd()).unwrap())));
+        for (name, noted) in [(b"file", nodes.note(66)), (b"gone", nodes.note(66))] {
+            assert_eq!(nodes.entered(66, name, &entry(67, 0), noted), []);
+            assert_eq!(nodes.unpin(67), None);
+        }
+        nodes.absent(66, b"gone", nodes.note(66));
+        // Nothing was changed yet, so the counters of both directories are equal.
+        assert_eq!(nodes.note(66), nodes.note(68));
+        assert_eq!(nodes.renamed(66, b"file", 68, b"a"), [(67, 2)]);
+        assert_eq!(nodes.renamed(66, b"gone", 68, b"b"), []);
+        assert_eq!((nodes.cached(68, b"a"), nodes.cached(68, b"b")), (None, None));
+        assert_eq!((nodes.len(), nodes.names), (0, 0));
     }
 }
