@@ -19,9 +19,9 @@ pub(crate) fn with_bytes<R>(object: &Bound<'_, PyAny>, take: impl FnOnce(&[u8]) 
     if buffer.len_bytes() == 0 {
         return Ok(take(&[]));
     }
+    // We are attached to the interpreter throughout, so no Python code changes the bytes meanwhile; were they shared with another
+    // process, as a mapping is, the copy that `take` makes gets some bytes or others, and nothing is derived from them.
     // SAFETY: a contiguous buffer has `len_bytes` readable bytes at `buf_ptr`, which its exporter keeps in place until the buffer is
-    // released, after this use. We are attached to the interpreter throughout, so no Python code changes them meanwhile; were
-    // they shared with another process, as a mapping is, the copy that `take` makes gets some bytes or others, and
-    // nothing is derived from them.
+    // released, after this use; who might change them is said above.
     Ok(take(unsafe { std::slice::from_raw_parts(buffer.buf_ptr().cast::<u8>(), buffer.len_bytes()) }))
 }

@@ -10,9 +10,8 @@ pub(crate) fn duplicate(number: RawFd) -> io::Result<OwnedFd> {
     if number < 0 {
         return Err(io::Error::from_raw_os_error(libc::EBADF));
     }
-    // SAFETY: a borrowed descriptor must not be -1, which was checked, and must not be closed while it is borrowed. The borrow lasts
-    // for one fcntl(F_DUPFD_CLOEXEC), which answers EBADF for a number that is not open and touches nothing else; were the
-    // number closed and taken anew meanwhile by another thread, the duplicate would name the new file, as it would for
-    // any C caller, and neither the old nor the new owner loses anything.
+    // The borrow lasts for one fcntl(F_DUPFD_CLOEXEC), which answers EBADF for a number that is not open and touches nothing else. Were
+    // the number closed and taken anew meanwhile by another thread, the duplicate would name the new file, as for any C caller.
+    // SAFETY: a borrowed descriptor must not be -1, which was checked, and nobody loses one that is closed during the borrow: see above.
     unsafe { BorrowedFd::borrow_raw(number) }.try_clone_to_owned()
 }
