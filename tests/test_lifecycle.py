@@ -58,8 +58,8 @@ def test_one_guest_after_the_other(start: Start, share: Path, tmp_path: Path) ->
     opened, resident = daemon.descriptors(), daemon.resident()
     for turn in range(50):
         visit(politely=turn % 2 == 0)
-    assert settles(daemon.threads, idle) == idle
-    assert settles(daemon.descriptors, opened) == opened
+    assert settles(daemon.threads, idle) <= idle
+    assert settles(daemon.descriptors, opened) <= opened
     assert daemon.resident() - resident < 4 << 20
     assert daemon.end() == 0
 
@@ -178,7 +178,8 @@ def test_server_object(share: Path, tmp_path: Path) -> None:
     assert server.stats().connections == 1
     del server, guest
     gc.collect()
-    assert (settles(descriptors, before[0]), settles(threads, before[1])) == before
+    assert settles(descriptors, before[0]) <= before[0]
+    assert settles(threads, before[1]) <= before[1]
 
 
 def test_fifty_servers(share: Path, tmp_path: Path) -> None:
@@ -190,7 +191,8 @@ def test_fifty_servers(share: Path, tmp_path: Path) -> None:
             guest.read_file("hello")
     del server, guest
     gc.collect()
-    assert (settles(descriptors, before[0]), settles(threads, before[1])) == before
+    assert settles(descriptors, before[0]) <= before[0]
+    assert settles(threads, before[1]) <= before[1]
 
 
 def test_several_servers_in_one_process(share: Path, tmp_path: Path) -> None:

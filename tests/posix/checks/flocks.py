@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from tests.posix.check import changes_process, check, each, fails, same
 from tests.posix.file import opened, write
-from tests.posix.lock import Lock, lock
+from tests.posix.lock import Lock, after_close, lock
 from tests.posix.peer import Line, Peer
 
 SHARED, EXCLUSIVE, UNLOCK = fcntl.LOCK_SH, fcntl.LOCK_EX, fcntl.LOCK_UN
@@ -87,7 +87,7 @@ def a_child_shares_it() -> None:
     os.close(file)
     peer.line.say()
     peer.result()
-    fcntl.flock(opened("a"), EXCLUSIVE | NOW)
+    after_close(fcntl.flock, opened("a"), EXCLUSIVE | NOW)
 
 
 @each({"close": (os.close,), "unlock": (lambda file: fcntl.flock(file, UNLOCK),)})
@@ -146,7 +146,7 @@ def a_kill_releases() -> None:
     same(peer.line.hear(), "held")
     os.kill(peer.pid, signal.SIGKILL)
     os.waitpid(peer.pid, 0)
-    fcntl.flock(opened("a"), EXCLUSIVE | NOW)
+    after_close(fcntl.flock, opened("a"), EXCLUSIVE | NOW)
 
 
 @check
@@ -157,7 +157,7 @@ def of_a_directory() -> None:
     fcntl.flock(first, EXCLUSIVE | NOW)
     fails(errno.EWOULDBLOCK, fcntl.flock, second, SHARED | NOW)
     os.close(first)
-    fcntl.flock(second, SHARED | NOW)
+    after_close(fcntl.flock, second, SHARED | NOW)
 
 
 @check
