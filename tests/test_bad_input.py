@@ -180,7 +180,7 @@ def test_owners_that_may_not_be_changed(tmp_path: Path) -> None:
 
 def test_cache_mode(tmp_path: Path) -> None:
     said = refused(tmp_path, tmp_path, "--socket", tmp_path / "s", "--cache", "sometimes")
-    assert "unknown cache mode 'sometimes': choose one of none, never, metadata, auto, always" in said
+    assert "unknown cache mode 'sometimes': choose one of none, never, metadata, auto, adaptive, always" in said
 
 
 @pytest.mark.parametrize(

@@ -130,7 +130,14 @@ ALWAYS: Final = Cache(
 )
 """All is kept for ever."""
 
-MODES: Final = {"none": NONE, "never": NONE, "metadata": METADATA, "auto": AUTO, "always": ALWAYS}
+MODES: Final = {
+    "none": NONE,
+    "never": NONE,
+    "metadata": METADATA,
+    "auto": AUTO,
+    "adaptive": Cache.adaptive(max=60),
+    "always": ALWAYS,
+}
 """The modes by the names that configuration uses."""
 
 

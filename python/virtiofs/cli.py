@@ -150,7 +150,9 @@ def _share_options(parser: argparse.ArgumentParser) -> None:
     """Adds what holds for a directory, wherever it is served."""
     switch = argparse.BooleanOptionalAction
     group = parser.add_argument_group("caching")
-    group.add_argument("--cache", metavar="MODE", default="auto", help="none, metadata, auto (the default) or always")
+    group.add_argument(
+        "--cache", metavar="MODE", default="auto", help="none, metadata, auto (the default), adaptive or always"
+    )
     for name in ("attr", "entry", "negative"):
         group.add_argument(f"--{name}-timeout", metavar="SECONDS", type=float, help=f"{_TIMEOUTS[name]}; by mode")
     group.add_argument("--timeout", metavar="SECONDS", type=float, help="all three at once")
