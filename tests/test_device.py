@@ -25,7 +25,7 @@ from hypothesis.stateful import (
 )
 
 from tests.driver import GETATTR, VERSION_1, Ring, init, request
-from virtiofs import Device, GuestMemory, MmioTransport, Passthrough, Queue, StateError
+from virtiofs import Device, GuestMemory, MmioTransport, Passthrough, Queue, StateError, Workers
 from virtiofs.testing import Guest
 
 PATIENCE = 10
@@ -248,6 +248,26 @@ def test_memory_comes_and_goes_while_the_device_runs(machine: Machine) -> None:
         machine.memory.remove(0x100000, 0x4000)
 
 
+def test_shared_threads_are_bounded() -> None:
+    assert Workers().threads == 1
+    for wrong in (0, 1025):
+        with pytest.raises(ValueError, match="threads are 1 to 1024"):
+            Workers(wrong)
+        with pytest.raises(ValueError, match="threads are 1 to 1024"):
+            Workers(slow_threads=wrong)
+    workers = Workers()
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            with refused("forked"):
+                Device(Passthrough("/"), "test", GuestMemory(), workers=workers)
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
 def test_devices_share_a_file_system_and_memory(share: Path) -> None:
     fs = Passthrough(share)
     with Guest(fs, way="device") as one, Guest(fs, way="registers") as two:
@@ -391,19 +411,21 @@ def test_nothing_is_left_of_a_thousand_devices(share: Path) -> None:
     assert resident() - memory < 20 << 20
 
 
-@pytest.mark.parametrize("asked", [None, 2], ids=["idle", "started"])
-def test_many_devices_in_one_process(share: Path, asked: int | None) -> None:
+@pytest.mark.parametrize("workers", [None, 1, 3])
+def test_many_devices_in_one_process(share: Path, workers: int | None) -> None:
     fs = Passthrough(share)
     first = Machine(fs)  # with it comes the thread that hands log lines to Python
+    shared = None if workers is None else Workers(workers)
     before, memory = held(), resident()
-    machines = [Machine(fs) for _ in range(200)]
+    machines = [Machine(fs, workers=shared) for _ in range(200)]
     assert held()[1] == before[1], "a device that was not started has no thread"
     assert resident() - memory < 200 << 20
-    if asked is not None:
-        for machine in machines:
-            machine.start()
-        for machine in machines:
-            assert len(machine.ask(init())) == 80
+    for machine in machines:
+        machine.start()
+    for machine in machines:
+        assert len(machine.ask(init())) == 80
+    # One thread calls the functions that are interrupts; each device has two queues.
+    assert held()[1] <= before[1] + 1 + (workers or 400)
     for machine in machines:
         machine.device.close()
     del machines, machine

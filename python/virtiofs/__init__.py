@@ -3,7 +3,7 @@
 import warnings
 
 from . import _core
-from ._core import GuestMemory, VersionTable, __version__
+from ._core import GuestMemory, VersionTable, Workers, __version__
 from .cache import ALWAYS, AUTO, METADATA, NONE, Cache
 from .config import Config, Share
 from .device import Device, Queue, SharedMemory
@@ -55,6 +55,7 @@ __all__ = [
     "Stats",
     "VersionTable",
     "VirtiofsError",
+    "Workers",
     "__version__",
     "explain",
     "mount",

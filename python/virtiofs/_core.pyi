@@ -37,6 +37,7 @@ __all__ = [
     "Statfs",
     "Tether",
     "VersionTable",
+    "Workers",
     "__version__",
     "adopt_orphans",
     "change_root",
@@ -569,6 +570,7 @@ class Device:
         tag: str,
         request_queues: int,
         slow_threads: int,
+        workers: Workers | None,
         want: int,
         window: tuple[int, int] | None,
     ) -> Self: ...
@@ -608,6 +610,12 @@ class GuestMemory:
     def load(self, address: int, size: int) -> int: ...
     def store(self, address: int, value: int, size: int) -> None: ...
     def dirty(self, *, clear: bool = True) -> list[tuple[int, int]]: ...
+
+@final
+class Workers:
+    def __new__(cls, threads: int = 1, *, slow_threads: int = 16) -> Self: ...
+    @property
+    def threads(self) -> int: ...
 
 @disjoint_base
 class Mmio:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, Protocol, Self, TypeAlias
 
 from . import _core, dax, running
-from ._core import GuestMemory
+from ._core import GuestMemory, Workers
 from .errors import ConfigError
 from .filesystem import FileSystem
 from .server import check_tag
@@ -95,6 +95,8 @@ class Device:
         memory: The guest's memory. Regions may come and go while the device runs.
         request_queues: Request queues, 1 to 255. With the hiprio queue there is one more.
         slow_threads: Threads, at most, for requests that have to wait for a disk. They are made when needed and go when idle.
+        workers: Threads to use that are shared with other devices, `slow_threads` among them. None for a thread per queue,
+            which answers sooner: it looks for requests before it sleeps.
         dax_window: Bytes of the DAX window, into which guests map files: a power of two from 2 MiB to 32 GiB, or text such as
             1G; 0 for none. It takes addresses of this process, and no memory. See docs/dax.md.
 
@@ -111,6 +113,7 @@ class Device:
         *,
         request_queues: int = 1,
         slow_threads: int = 16,
+        workers: Workers | None = None,
         dax_window: int | str = 0,
     ) -> None:
         check_tag(tag)
@@ -131,6 +134,7 @@ class Device:
             tag=tag,
             request_queues=request_queues,
             slow_threads=slow_threads,
+            workers=workers,
             want=fs.init_flags | (dax.FLAGS if window else 0),
             window=window,
         )

@@ -13,7 +13,7 @@ use crate::pool::Pool;
 use crate::queue::Queue;
 use crate::window::Local;
 use crate::worker::Surroundings;
-use crate::{Call, Identity};
+use crate::{Call, Identity, Workers};
 
 /// What a device does at present.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,6 +83,18 @@ pub struct QueueSetup {
     pub call: Option<Call>,
 }
 
+/// Who does the work of a device.
+#[derive(Clone, Debug)]
+pub enum Threads {
+    /// A thread for each queue, and `slow` at the most for requests that wait for a disk.
+    Own {
+        /// At least 1.
+        slow: usize,
+    },
+    /// Threads that serve other devices as well.
+    Shared(Arc<Workers>),
+}
+
 /// A virtio-fs device. It has no thread before it is started, and none after it is reset or closed. Dropping it closes it.
 ///
 /// Methods may be called from any thread. Those that stop queues wait for the requests in flight.
@@ -105,10 +117,14 @@ struct Life {
 }
 
 impl Device {
-    /// A device that serves `server`. Requests that wait for a disk get `slow_threads` threads at the most.
-    pub fn new(identity: Identity, server: Arc<Server>, memory: Arc<SharedMemory>, slow_threads: usize) -> Device {
+    /// A device that serves `server`.
+    pub fn new(identity: Identity, server: Arc<Server>, memory: Arc<SharedMemory>, threads: Threads) -> Device {
         let count = identity.queues();
-        let with = Surroundings { memory, server, pool: Arc::new(Pool::new(slow_threads)) };
+        let (pool, workers) = match threads {
+            Threads::Own { slow } => (Arc::new(Pool::new(slow)), None),
+            Threads::Shared(workers) => (Arc::clone(&workers.pool), Some(workers)),
+        };
+        let with = Surroundings { memory, server, pool, workers };
         let queues = (0..count).map(|_| Queue::default()).collect();
         Device {
             identity,

@@ -21,8 +21,10 @@ mod tact;
 pub mod vhost_user;
 mod window;
 mod worker;
+mod workers;
 
 pub use call::Call;
-pub use device::{Device, DeviceError, QueueSetup, State};
+pub use device::{Device, DeviceError, QueueSetup, State, Threads};
 pub use identity::{Identity, InvalidIdentity};
 pub use window::Local as LocalWindow;
+pub use workers::Workers;

@@ -17,6 +17,7 @@ use crate::pool::Pool;
 use crate::request::{Request, Travelling};
 use crate::spin::Spin;
 use crate::tact::Tact;
+use crate::workers::{Seated, Workers};
 
 /// Bytes of reply from which on a copy takes many times as long as to hand it to another thread.
 const LONG: usize = 256 << 10;
@@ -24,10 +25,12 @@ const LONG: usize = 256 << 10;
 /// How long a queue that is to stop waits for requests on a lane, before they are answered with EIO. A VMM stands still meanwhile.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Serves the requests of one queue until it is stopped.
+/// Requests that a queue is served before others at the same thread have their turn.
+const TURN: usize = 32;
+
+/// Serves the requests of one queue.
 pub(crate) struct Worker {
     available: Available,
-    waiter: Waiter,
     control: Arc<Control>,
     memory: Arc<SharedMemory>,
     completer: Arc<Completer>,
@@ -36,6 +39,36 @@ pub(crate) struct Worker {
     parking: Arc<Parking>,
     spin: Spin,
     tact: Tact,
+    /// Requests that it may take before it gives way to others.
+    most: usize,
+    /// The ring was found broken, which was said.
+    broken: bool,
+}
+
+impl std::fmt::Debug for Worker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Worker").field("available", &self.available).finish_non_exhaustive()
+    }
+}
+
+/// What came of serving a queue for a while.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Turn {
+    /// There is more to do.
+    More,
+    /// A kick will come when there is.
+    Idle,
+}
+
+/// Why a worker takes no more requests for now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ended {
+    /// There are none, or the queue is to stop.
+    Empty,
+    /// It is the turn of others.
+    Turn,
+    /// The queue is to rest although requests wait.
+    Halted,
 }
 
 #[derive(Debug)]
@@ -50,15 +83,24 @@ pub(crate) struct Surroundings {
     pub(crate) memory: Arc<SharedMemory>,
     pub(crate) server: Arc<Server>,
     pub(crate) pool: Arc<Pool>,
+    /// Threads that are shared with other devices; otherwise each queue has its own.
+    pub(crate) workers: Option<Arc<Workers>>,
 }
 
-/// A worker's thread, and the way to end it.
+/// A queue that is served, and the way to end that.
 #[derive(Debug)]
 pub(crate) struct Running {
-    thread: Option<JoinHandle<u16>>,
+    by: Option<By>,
     control: Arc<Control>,
     completer: Arc<Completer>,
     server: Arc<Server>,
+}
+
+/// Who serves a queue.
+#[derive(Debug)]
+enum By {
+    Thread(JoinHandle<u16>),
+    Shared(Seated),
 }
 
 impl Running {
@@ -74,21 +116,28 @@ impl Running {
         let control = Arc::new(Control { event: Event::new()?, stop: AtomicBool::new(false) });
         let mut worker = Worker {
             available,
-            waiter: Waiter::new(Arc::clone(kick), &control.event)?,
             control: Arc::clone(&control),
             memory: Arc::clone(&with.memory),
             completer: Arc::clone(&completer),
             server: Arc::clone(&with.server),
             pool: Arc::clone(&with.pool),
             parking: Arc::clone(parking),
-            spin: if index == HIPRIO_QUEUE { Spin::never() } else { Spin::default() },
+            spin: if index == HIPRIO_QUEUE || with.workers.is_some() { Spin::never() } else { Spin::default() },
             tact: Tact::default(),
+            most: if with.workers.is_some() { TURN } else { usize::MAX },
+            broken: false,
         };
-        let thread = thread::Builder::new().name(format!("virtiofs-q{index}")).spawn(move || {
-            worker.run();
-            worker.available.next_avail()
-        })?;
-        Ok(Running { thread: Some(thread), control, completer, server: Arc::clone(&with.server) })
+        let by = match &with.workers {
+            Some(workers) => By::Shared(workers.seat(worker, kick)?),
+            None => {
+                let waiter = Waiter::new(Arc::clone(kick), &control.event)?;
+                By::Thread(thread::Builder::new().name(format!("virtiofs-q{index}")).spawn(move || {
+                    worker.run(&waiter);
+                    worker.available.next_avail()
+                })?)
+            }
+        };
+        Ok(Running { by: Some(by), control, completer, server: Arc::clone(&with.server) })
     }
 
     /// The half of the queue that completes.
@@ -116,13 +165,16 @@ impl Running {
     fn join(&mut self) -> Option<u16> {
         self.control.stop.store(true, Ordering::Release);
         self.control.event.signal();
-        let joined = self.thread.take()?.join();
+        let next = match self.by.take()? {
+            By::Thread(thread) => thread.join().ok(),
+            By::Shared(seated) => seated.leave().map(|worker| worker.available.next_avail()),
+        };
         if !self.completer.drain_for(PATIENCE) {
             self.completer.hurry();
             self.server.sweep();
             self.completer.drain();
         }
-        joined.ok()
+        next
     }
 }
 
@@ -133,23 +185,16 @@ impl Drop for Running {
 }
 
 impl Worker {
-    fn run(&mut self) {
+    fn run(&mut self, waiter: &Waiter) {
         let mut memory = self.memory.load();
         let (mut request, mut scratch) = (Request::default(), Scratch::default());
-        let mut broken = false;
         while !self.control.stop.load(Ordering::Acquire) {
-            match self.serve(&mut memory, &mut request, &mut scratch) {
-                Ok(true) => continue,
-                Ok(false) => broken = false,
-                Err(error) => {
-                    if !std::mem::replace(&mut broken, true) {
-                        tracing::warn!(%error, "the guest's ring is broken: it is served again once the guest has reset it");
-                    }
-                }
+            if self.serve_while(&mut memory, &mut request, &mut scratch) == Turn::More {
+                continue;
             }
             // Nothing of the guest's memory is held on to while nothing is to be done.
             request.0.clear();
-            match self.waiter.wait(None) {
+            match waiter.wait(None) {
                 Ok(wake) if wake.control => self.control.event.drain(),
                 Ok(_) => {}
                 Err(error) => {
@@ -161,7 +206,30 @@ impl Worker {
         }
     }
 
-    /// Serves what waits, and answers whether there is more after kicks were asked for.
+    /// Serves for a while, at a thread that has other queues as well.
+    pub(crate) fn turn(&mut self, request: &mut Request, scratch: &mut Scratch) -> Turn {
+        let turn = match self.control.stop.load(Ordering::Acquire) {
+            true => Turn::Idle,
+            false => self.serve_while(&mut self.memory.load(), request, scratch),
+        };
+        request.0.clear();
+        turn
+    }
+
+    fn serve_while(&mut self, memory: &mut Arc<Memory>, request: &mut Request, scratch: &mut Scratch) -> Turn {
+        match self.serve(memory, request, scratch) {
+            Ok(true) => return Turn::More,
+            Ok(false) => self.broken = false,
+            Err(error) => {
+                if !std::mem::replace(&mut self.broken, true) {
+                    tracing::warn!(%error, "the guest's ring is broken: it is served again once the guest has reset it");
+                }
+            }
+        }
+        Turn::Idle
+    }
+
+    /// Serves what waits, and answers whether there is more: after kicks were asked for, or since others have their turn.
     fn serve(
         &mut self,
         memory: &mut Arc<Memory>,
@@ -171,17 +239,20 @@ impl Worker {
         self.available.disarm(memory)?;
         let served = self.serve_waiting(memory, request, scratch);
         self.tell();
-        Ok(served? && self.available.arm(memory)?)
+        match served? {
+            Ended::Empty => self.available.arm(memory),
+            Ended::Turn => Ok(true),
+            Ended::Halted => Ok(false),
+        }
     }
 
-    /// As [`Worker::serve`]; false if the queue is to rest although requests wait.
     fn serve_waiting(
         &mut self,
         memory: &mut Arc<Memory>,
         request: &mut Request,
         scratch: &mut Scratch,
-    ) -> Result<bool, RingError> {
-        loop {
+    ) -> Result<Ended, RingError> {
+        for _ in 0..self.most {
             self.memory.refresh(memory);
             let popped = self.available.pop(memory, &mut request.0)?;
             scratch.finish();
@@ -190,7 +261,7 @@ impl Worker {
             }
             match popped {
                 Popped::Nothing if self.spin.look(|| self.available.waits(memory))? => {}
-                Popped::Nothing => break,
+                Popped::Nothing => return Ok(Ended::Empty),
                 Popped::Malformed { head } => {
                     self.server.metrics().malformed_request();
                     self.completer.complete(head, 0);
@@ -215,7 +286,7 @@ impl Worker {
                         Outcome::Halted => {
                             // It is taken again when the queue goes on, or when somebody calls.
                             self.available.put_back();
-                            return Ok(false);
+                            return Ok(Ended::Halted);
                         }
                         Outcome::Elsewhere => self.send(std::mem::take(request)),
                     },
@@ -223,10 +294,11 @@ impl Worker {
             }
             if self.control.stop.load(Ordering::Relaxed) {
                 scratch.finish();
-                break;
+                return Ok(Ended::Empty);
             }
         }
-        Ok(true)
+        scratch.finish();
+        Ok(Ended::Turn)
     }
 
     /// Tells the driver what it was not told yet.

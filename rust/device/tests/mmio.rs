@@ -3,11 +3,13 @@
 mod machine;
 
 use std::fs;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use machine::Share;
 use proptest::prelude::*;
 use virtiofs_device::mmio::{CONFIG, Mmio, SIZE, register as r};
-use virtiofs_device::{Device, DeviceError, State};
+use virtiofs_device::{Device, DeviceError, State, Threads, Workers};
 use virtiofs_guest::{Framing, Options};
 
 const ACKNOWLEDGE: u32 = 1;
@@ -65,6 +67,50 @@ fn a_driver_that_keeps_the_order_has_files() {
         assert_eq!((share.fs.nodes(), share.device.state()), (1, State::Ready));
     }
     assert_eq!(share.device.server().metrics().panics(), 0);
+}
+
+/// Threads of this process that many devices share.
+fn shared_threads() -> usize {
+    let tasks = fs::read_dir("/proc/self/task").unwrap();
+    let names = tasks.filter_map(|task| fs::read_to_string(task.ok()?.path().join("comm")).ok());
+    names.filter(|name| name.starts_with("virtiofs-w")).count()
+}
+
+#[test]
+fn many_devices_share_two_threads_and_leave_none_behind() {
+    let workers = Arc::new(Workers::new(2, 4));
+    let shares: Vec<Share> = (0..40).map(|_| Share::with(2, Threads::Shared(Arc::clone(&workers)))).collect();
+    assert_eq!(shared_threads(), 0, "no device was started");
+    let options = || Options { request_queues: 2, in_flight: 4, ..Options::default() };
+    let guests: Vec<_> = shares.iter().map(|share| share.guest(options())).collect();
+    assert!((1..=2).contains(&shared_threads()));
+    std::thread::scope(|scope| {
+        for guest in guests.iter().take(4) {
+            scope.spawn(move || {
+                for turn in 0..50 {
+                    guest.write_file(format!("{turn}"), &vec![turn; 100_000]).unwrap();
+                    assert_eq!(guest.read_file(format!("{turn}")).unwrap(), vec![turn; 100_000]);
+                }
+            });
+        }
+        // Those that come and go meanwhile get their turns too.
+        for (share, guest) in shares.iter().zip(&guests).skip(4) {
+            guest.write_file("file", b"content").unwrap();
+            share.device.pause().unwrap();
+            share.device.resume().unwrap();
+            assert_eq!(guest.read_file("file").unwrap(), b"content");
+        }
+    });
+    drop(guests);
+    drop(shares);
+    // One that was joined may still be listed for a moment.
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while shared_threads() > 0 {
+        assert!(Instant::now() < deadline, "a thread without queues stays");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let again = Share::with(1, Threads::Shared(workers));
+    assert!(again.guest(Options::default()).listdir("").unwrap().is_empty());
 }
 
 #[test]

@@ -8,13 +8,14 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 use virtiofs_device as device;
-use virtiofs_device::{Call, DeviceError, Identity, LocalWindow, QueueSetup};
+use virtiofs_device::{Call, DeviceError, Identity, LocalWindow, QueueSetup, Threads};
 use virtiofs_fuse::Limits;
 use virtiofs_virtqueue::Event;
 
 use crate::calls::Subscription;
 use crate::engine::{Engine, Served};
 use crate::memory::GuestMemory;
+use crate::workers::Workers;
 use crate::{errors, fd};
 
 /// A virtio-fs device. Python's `Device` says what is what; here is what it runs on.
@@ -111,7 +112,7 @@ impl Drop for Device {
 #[pymethods]
 impl Device {
     #[new]
-    #[pyo3(signature = (fs, memory, *, tag, request_queues, slow_threads, want, window))]
+    #[pyo3(signature = (fs, memory, *, tag, request_queues, slow_threads, workers, want, window))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         py: Python<'_>,
@@ -120,14 +121,19 @@ impl Device {
         tag: &str,
         request_queues: u16,
         slow_threads: usize,
+        workers: Option<&Workers>,
         want: u64,
         window: Option<(u64, usize)>,
     ) -> PyResult<Device> {
+        let threads = match workers {
+            Some(workers) => Threads::Shared(workers.native(py)?),
+            None => Threads::Own { slow: slow_threads },
+        };
         let identity = Identity::new(tag, request_queues).map_err(|error| PyValueError::new_err(error.to_string()))?;
         let window = window.map(|(size, mappings)| LocalWindow::new(size, mappings)).transpose()?;
         let served = fs.open(py, Limits { want, ..Limits::default() })?;
         let (server, guest) = (Arc::clone(&served.server), Arc::clone(&memory.shared));
-        let native = device::Device::new(identity, server, guest, slow_threads);
+        let native = device::Device::new(identity, server, guest, threads);
         let native = Arc::new(match window {
             Some(window) => native.with_window(window),
             None => native,

@@ -36,6 +36,7 @@ mod server;
 mod turn;
 mod types;
 mod versions;
+mod workers;
 
 use pyo3::prelude::*;
 
@@ -83,6 +84,8 @@ mod _core {
     use super::types::{DirEntry, Entry, Open, Statfs};
     #[pymodule_export]
     use super::versions::VersionTable;
+    #[pymodule_export]
+    use super::workers::Workers;
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

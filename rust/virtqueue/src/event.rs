@@ -36,6 +36,13 @@ impl Event {
         let _ = rustix::io::write(&self.fd, &1u64.to_ne_bytes());
     }
 
+    /// Makes room for what is still to be signalled, where that is watched by its edges: a pipe fills up, an eventfd does not.
+    pub fn consume(&self) {
+        if self.pipe {
+            self.drain();
+        }
+    }
+
     /// Takes back what was signalled so far.
     pub fn drain(&self) {
         let mut bytes = [0; 512];
@@ -97,8 +104,8 @@ impl Waiter {
                 _ => wake.control = true,
             }
         }
-        if wake.kicked && self.kick.pipe {
-            self.kick.drain();
+        if wake.kicked {
+            self.kick.consume();
         }
         Ok(wake)
     }

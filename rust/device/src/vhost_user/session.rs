@@ -72,7 +72,7 @@ impl Session {
         pool: Arc<Pool>,
         window: Option<Arc<Shmem>>,
     ) -> Session {
-        let with = Surroundings { memory: Arc::new(SharedMemory::default()), server, pool };
+        let with = Surroundings { memory: Arc::new(SharedMemory::default()), server, pool, workers: None };
         let vrings = (0..identity.queues()).map(|_| Vring::default()).collect();
         Session { identity: identity.clone(), with, vrings, features: 0, protocol_features: 0, window }
     }

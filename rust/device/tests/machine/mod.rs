@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tempfile::TempDir;
 use virtiofs_device::mmio::Mmio;
-use virtiofs_device::{Call, Device, Identity, LocalWindow};
+use virtiofs_device::{Call, Device, Identity, LocalWindow, Threads};
 use virtiofs_fuse::{Limits, Server};
 use virtiofs_guest::{Error, Guest, Machine, Options, Region, Result};
 use virtiofs_hostdir::HostDir;
@@ -20,12 +20,16 @@ pub(crate) struct Share {
 
 impl Share {
     pub(crate) fn new(request_queues: u16) -> Share {
+        Share::with(request_queues, Threads::Own { slow: 4 })
+    }
+
+    pub(crate) fn with(request_queues: u16, threads: Threads) -> Share {
         let dir = tempfile::tempdir().unwrap();
         let config = virtiofs_hostdir::Config { root: dir.path().into(), xattr: true, ..Default::default() };
         let fs = Arc::new(HostDir::new(config).unwrap());
         let server = Arc::new(Server::new(fs.clone(), Limits::default()));
         let identity = Identity::new("share", request_queues).unwrap();
-        let device = Device::new(identity, server, Arc::<SharedMemory>::default(), 4);
+        let device = Device::new(identity, server, Arc::<SharedMemory>::default(), threads);
         let device = Arc::new(device.with_window(LocalWindow::new(8 << 20, 4).unwrap()));
         let mmio = Mmio::new(Arc::clone(&device)).unwrap();
         Share { dir, fs, device, machine: Arc::new(Vmm(mmio)) }
