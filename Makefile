@@ -70,6 +70,7 @@ bench: $(VENV)/tools guests ## All benchmarks, into docs/benchmarks (let the mac
 	$(BIN)/python benches/vs/run.py --out docs/benchmarks/daemons $(BENCH)
 	$(BIN)/python benches/guest/run.py --out docs/benchmarks/guest
 	$(BIN)/python -m pytest --benchmark-enable --benchmark-only benches/python $(PYTEST)
+	cargo bench -p virtiofs-micro
 
 .PHONY: bench-guest
 bench-guest: $(VENV)/tools guests ## Against virtio-9p and virtiofsd in one guest under QEMU (BENCH="--out FILE --rounds N ..."; root for DAX)

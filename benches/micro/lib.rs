@@ -1,0 +1,9 @@
+//! What the micro-benchmarks share: a driver that works its ring by hand, and a file system that answers at once.
+
+mod driver;
+mod instant;
+mod message;
+
+pub use driver::Driver;
+pub use instant::{Instant, greet};
+pub use message::{OnRing, Plain, request};
