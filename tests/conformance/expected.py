@@ -41,7 +41,7 @@ ON_BOTH: Mapping[str, str] = {
 LEFT_OUT: Mapping[str, str] = {
     "xfstests generic/362, generic/364": (
         "they write by O_DIRECT from buffers that were never written, and User-Mode Linux keeps its page of zeros outside of "
-        "the memory that it shares with devices: we refuse the request (EIO), Rust virtiofsd 1.14 leaves the guest waiting for "
+        "the memory that it shares with devices: we answer EFAULT, Rust virtiofsd 1.14 leaves the guest waiting for "
         "ever; the program of 362 passes in a QEMU guest"
     ),
 }

@@ -171,6 +171,34 @@ fn each_malformed_chain_comes_back_and_the_queue_goes_on() {
     share.check("all malformed chains");
 }
 
+#[test]
+fn data_outside_of_memory_are_efault_for_who_asked() {
+    let share = Share::new();
+    let guest = share.guest();
+    let client = guest.client();
+    let buffers = Buffers::new(&guest, &client.raw_queue(1).unwrap());
+    let Buffers { request: req, reply: rep, end, .. } = buffers;
+    let read = vec![plain(req, 80, N, 1), plain(rep, 16, N | W, 2), plain(end, 4096, W, 0)];
+    let write = vec![plain(req, 80, N, 1), plain(end - 100, 4096, N, 2), plain(rep, 24, W, 0)];
+    for (opcode, ring) in [(Opcode::Read, read), (Opcode::Write, write)] {
+        let mut raw = client.raw_queue(1).unwrap();
+        client.memory().write(req, &request(opcode as u32, 80)).unwrap();
+        for (index, descriptor) in (0..).zip(&ring) {
+            raw.set(index, *descriptor).unwrap();
+        }
+        raw.offer(0);
+        raw.kick().unwrap();
+        assert_eq!(raw.returned(1, PATIENCE).unwrap(), [(0, 16)], "{opcode:?}");
+        let mut header = [0; 16];
+        client.memory().read(rep, &mut header).unwrap();
+        let expected = [words32(&[16, (-libc::EFAULT) as u32]), words64(&[4242])].concat();
+        assert_eq!(header[..], expected, "{opcode:?}");
+    }
+    assert_eq!(share.daemon.server().metrics().malformed(), 0, "no fault of the driver");
+    drop(guest);
+    share.check("data outside of memory");
+}
+
 fn write_descriptor(memory: &Memory, at: u64, descriptor: Descriptor) {
     let Descriptor { address, len, flags, next } = descriptor;
     memory.write(at, &address.to_le_bytes()).unwrap();

@@ -196,13 +196,18 @@ impl Server {
         }
     }
 
-    /// Refuses a message whose memory cannot be reached, and answers the length of the reply.
+    /// Refuses a message of whose memory a part cannot be reached, and answers the length of the reply: 0 where not even a header can be
+    /// read or written.
     pub fn refuse(&self, message: &mut dyn Message, errno: i32) -> usize {
         let mut header = InHeader::new_zeroed();
-        match message.take(header.as_mut_bytes()) {
+        let len = match message.take(header.as_mut_bytes()) {
             Ok(()) => error_reply(message, header.unique, Error::Errno(errno)),
             Err(Malformed) => 0,
+        };
+        if len == 0 {
+            self.metrics.malformed_request();
         }
+        len
     }
 
     /// Handles one message. Whatever the guest put in it, this returns; a panic of a handler is an EIO for this request alone.

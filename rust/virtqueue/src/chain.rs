@@ -35,8 +35,10 @@ pub struct Chain {
     bounces: Vec<Bounce>,
     /// Bytes in them.
     bounced: usize,
-    /// Remote memory was not to be had.
+    /// Memory that a descriptor names was not to be had. Each side ends before the first such byte.
     fault: bool,
+    /// The sides that have ended: the request, the room for the reply.
+    cut: [bool; 2],
 }
 
 /// A buffer of ours in place of memory that is not mapped.
@@ -71,6 +73,7 @@ impl Default for Chain {
             bounces: Vec::new(),
             bounced: 0,
             fault: false,
+            cut: [false; 2],
         }
     }
 }
@@ -89,6 +92,7 @@ impl Chain {
         self.bounces.clear();
         self.bounced = 0;
         self.fault = false;
+        self.cut = [false; 2];
     }
 
     /// Lets go of the guest's memory.
@@ -97,43 +101,49 @@ impl Chain {
         self.lent.clear();
     }
 
-    /// Appends what one descriptor describes, or answers false if any byte of it lies outside of the guest's memory. Pieces
-    /// that are neighbours on the host become one iovec.
-    pub(crate) fn push(&mut self, mut address: u64, len: u32, writable: bool) -> bool {
+    /// Appends what one descriptor describes. Pieces that are neighbours on the host become one iovec. From the first byte that is not
+    /// guest memory on, its side of the chain has no more, and the chain is a [fault](Chain::faulted): what lies before can still tell who
+    /// asked, and take the answer.
+    pub(crate) fn push(&mut self, mut address: u64, len: u32, writable: bool) {
         let mut left = len as usize;
-        while left > 0 {
-            let Some((host, available)) = self.place.host(address) else {
-                if let Some(place) = self.memory.place(address) {
-                    self.place = place;
-                    continue;
+        while left > 0 && !self.has_ended(writable) {
+            let piece = match self.place.host(address) {
+                Some((host, available)) => {
+                    let piece = left.min(available);
+                    let side = if writable { &mut self.writable } else { &mut self.readable };
+                    match side.last_mut() {
+                        Some(last) if last.iov_base.cast::<u8>().wrapping_add(last.iov_len) == host => {
+                            last.iov_len += piece
+                        }
+                        _ => side.push(libc::iovec { iov_base: host.cast(), iov_len: piece }),
+                    }
+                    piece
                 }
-                let done = len as usize - left;
-                let Some(piece) = self.bounce(address, left, writable.then_some(self.room + done)) else {
-                    return false;
-                };
-                left -= piece;
-                address += piece as u64;
-                continue;
+                None => match self.memory.place(address) {
+                    Some(place) => {
+                        self.place = place;
+                        continue;
+                    }
+                    None => self.bounce(address, left, writable.then_some(self.room)).unwrap_or(0),
+                },
             };
-            let piece = left.min(available);
-            let side = if writable { &mut self.writable } else { &mut self.readable };
-            match side.last_mut() {
-                Some(last) if last.iov_base.cast::<u8>().wrapping_add(last.iov_len) == host => last.iov_len += piece,
-                _ => side.push(libc::iovec { iov_base: host.cast(), iov_len: piece }),
-            }
             left -= piece;
-            address = match address.checked_add(piece as u64) {
-                Some(next) => next,
-                None if left == 0 => break,
-                None => return false,
-            };
+            if writable {
+                self.room += piece
+            } else {
+                self.unread += piece
+            }
+            let next = address.checked_add(piece as u64);
+            if piece == 0 || left > 0 && next.is_none() {
+                self.fault = true;
+                self.cut[usize::from(writable)] = true;
+            }
+            address = next.unwrap_or(0);
         }
-        if writable {
-            self.room += len as usize
-        } else {
-            self.unread += len as usize
-        }
-        true
+    }
+
+    fn has_ended(&self, writable: bool) -> bool {
+        self.cut[usize::from(writable)]
     }
 
     /// Puts a buffer in place of remote memory at `address`, and answers how many of `len` bytes it holds.
@@ -145,8 +155,8 @@ impl Chain {
         }
         self.bounced += len;
         let mut buffer = vec![0; len];
-        if at.is_none() {
-            self.fault |= !remote.load(offset, &mut buffer);
+        if at.is_none() && !remote.load(offset, &mut buffer) {
+            return None;
         }
         let iovec = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: len };
         let side = if at.is_some() { &mut self.writable } else { &mut self.readable };
@@ -155,7 +165,7 @@ impl Chain {
         Some(len)
     }
 
-    /// Whether a part of the request lies where there is no memory after all.
+    /// Whether a part of the chain lies where there is no memory.
     pub fn faulted(&self) -> bool {
         self.fault
     }
@@ -311,10 +321,11 @@ mod tests {
         let mut address = 0x1f80;
         for (sizes, is_writable) in [(readable, false), (writable, true)] {
             for &size in sizes {
-                assert!(chain.push(address, size, is_writable));
+                chain.push(address, size, is_writable);
                 address += u64::from(size) + 3;
             }
         }
+        assert!(!chain.faulted());
         chain
     }
 
@@ -330,7 +341,7 @@ mod tests {
         reader.restart(0, &writer.memory.clone());
         let mut address = 0x1f80;
         for size in sizes {
-            assert!(reader.push(address, size, false));
+            reader.push(address, size, false);
             address += u64::from(size) + 3;
         }
         let mut head = [0; 40];
@@ -357,7 +368,7 @@ mod tests {
         let mut chain = Chain::default();
         chain.restart(0, &memory);
         for page in 0..4 {
-            assert!(chain.push(page * 0x1000, 0x1000, true));
+            chain.push(page * 0x1000, 0x1000, true);
         }
         assert_eq!(chain.write_iovecs(0, 0x4000).unwrap().len(), 1);
         let cut = chain.write_iovecs(16, 100).unwrap();
@@ -392,8 +403,11 @@ mod tests {
         let memory = Arc::new(memory.with_remote(0x8000, 20, ten.clone()));
         let mut chain = Chain::default();
         chain.restart(0, &memory);
-        assert!(chain.push(0x1000, 4, false) && chain.push(0x8002, 3, false));
-        assert!(chain.push(0x1100, 16, true) && chain.push(0x8004, 6, true) && chain.push(0x1200, 4, true));
+        for (address, len, writable) in
+            [(0x1000, 4, false), (0x8002, 3, false), (0x1100, 16, true), (0x8004, 6, true), (0x1200, 4, true)]
+        {
+            chain.push(address, len, writable);
+        }
         assert!(!chain.faulted());
         let mut request = [9; 7];
         assert!(chain.read(&mut request));
@@ -405,14 +419,18 @@ mod tests {
         assert!(!chain.settle(21));
         for (address, len, fault) in [(0x8000, 10, false), (0x8000, 11, true), (0x800a, 1, true)] {
             chain.restart(0, &memory);
-            assert!(chain.push(address, len, false));
+            chain.push(address, len, false);
             assert_eq!(chain.faulted(), fault);
         }
+        for (address, len, writable) in [(0x8010, 5, false), (0x7fff, 2, true)] {
+            chain.restart(0, &memory);
+            chain.push(address, len, writable);
+            assert!(chain.faulted(), "there is less than that");
+        }
         chain.restart(0, &memory);
-        assert!(!chain.push(0x8010, 5, false), "it ends before that");
-        assert!(!chain.push(0x7fff, 2, true));
-        chain.restart(0, &memory);
-        assert!(!(0..BOUNCES_MAX as u64).all(|_| chain.push(0x8000, 20, true)), "more than any request has");
+        (0..BOUNCES_MAX).for_each(|_| chain.push(0x8000, 20, true));
+        assert!(chain.faulted(), "more than any request has");
+        assert!(chain.room() <= BOUNCES_MAX);
     }
 
     #[test]
@@ -424,8 +442,9 @@ mod tests {
         let first = |memory: &Memory, address| {
             let mut chain = Chain::default();
             chain.restart(0, &Arc::new(memory.clone()));
+            chain.push(address, 1, false);
             let mut byte = [0];
-            (chain.push(address, 1, false) && chain.read(&mut byte)).then_some(byte[0])
+            chain.read(&mut byte).then_some(byte[0])
         };
         assert_eq!((first(&memory, 0x8001), first(&memory, 0x9001)), (Some(1), Some(101)));
         for (start, size) in [(0x1fff, 1), (0, 0x1001), (0x8009, 1), (0x7000, 0x3000), (u64::MAX, 2)] {
@@ -438,14 +457,20 @@ mod tests {
     }
 
     #[test]
-    fn addresses_outside_of_guest_memory_are_refused() {
+    fn addresses_outside_of_guest_memory_are_faults() {
         let memory = Arc::new(Memory::new(vec![region(0x1000, 0x1000)]).unwrap());
         for (address, len) in
             [(0, 1), (0xfff, 2), (0x1fff, 2), (0x1000, 0x1001), (u64::MAX, 1), (u64::MAX, 2), (0x1000, u32::MAX)]
         {
             let mut chain = Chain::default();
             chain.restart(0, &memory);
-            assert!(!chain.push(address, len, true), "{address:#x} {len:#x}");
+            chain.push(address, len, true);
+            assert!(chain.faulted(), "{address:#x} {len:#x}");
+            let room = chain.room();
+            chain.push(0x1000, 8, true);
+            assert_eq!(chain.room(), room, "nothing comes behind what is not there: {address:#x} {len:#x}");
+            chain.push(0x1000, 8, false);
+            assert_eq!(chain.unread(), 8, "the other side is as it was: {address:#x} {len:#x}");
         }
     }
 }

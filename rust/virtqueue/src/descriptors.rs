@@ -43,8 +43,7 @@ impl<'a> Table<'a> {
 }
 
 /// Fills `chain` with the memory that the descriptors from `head` on name. False for what is no chain: a loop, an index outside of
-/// its table, an address outside of guest memory, a readable descriptor after a writable one, more than 4 GiB, a
-/// table within a table (virtio 1.3, 2.7.5 and 2.7.5.3).
+/// its table, a readable descriptor after a writable one, more than 4 GiB, a table within a table (virtio 1.3, 2.7.5 and 2.7.5.3).
 pub(crate) fn resolve(memory: &Memory, table: u64, length: u16, head: u16, chain: &mut Chain) -> bool {
     fill(Table::new(memory, table, length), head, chain).is_some()
 }
@@ -67,9 +66,10 @@ fn fill(mut table: Table<'_>, head: u16, chain: &mut Chain) -> Option<()> {
         }
         let writable = descriptor.is_write_only();
         bytes = bytes.checked_add(descriptor.len())?;
-        if writing && !writable || !chain.push(descriptor.addr().0, descriptor.len(), writable) {
+        if writing && !writable {
             return None;
         }
+        chain.push(descriptor.addr().0, descriptor.len(), writable);
         writing = writable;
         if !descriptor.has_next() {
             return Some(());

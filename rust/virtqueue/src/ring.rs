@@ -78,10 +78,9 @@ fn queue(config: RingConfig, memory: &Memory) -> Result<Queue, RingError> {
 pub enum Popped {
     /// There is nothing to take.
     Nothing,
-    /// The chain holds the next request.
+    /// The chain holds the next request, or what can be reached of it ([`Chain::faulted`]).
     Request,
-    /// The next chain is not one (a loop, an address outside of guest memory, a readable descriptor after a writable one…): to be
-    /// completed with length 0.
+    /// The next chain is not one (a loop, a readable descriptor after a writable one…): to be completed with length 0.
     Malformed {
         /// Index of the chain's first descriptor, as the driver gave it.
         head: u16,
@@ -262,8 +261,6 @@ mod tests {
         assert_eq!(pop(&looping).0, malformed);
         let beyond_the_table = [descriptor(0x4000, 40, NEXT, 16)];
         assert_eq!(pop(&beyond_the_table).0, malformed);
-        let beyond_memory = [descriptor(0xfff0, 17, 0, 0)];
-        assert_eq!(pop(&beyond_memory).0, malformed);
         let readable_after_writable = [descriptor(0x4000, 40, NEXT | WRITE, 1), descriptor(0x5000, 8, 0, 0)];
         assert_eq!(pop(&readable_after_writable).0, malformed);
         let empty_table = [descriptor(0x4000, 0, INDIRECT, 0)];
@@ -272,6 +269,19 @@ mod tests {
         assert_eq!(pop(&odd_table).0, malformed);
         let too_long = [descriptor(0x4000, 0x8000, NEXT, 1), descriptor(0x4000, u32::MAX, 0, 0)];
         assert_eq!(pop(&too_long).0, malformed);
+    }
+
+    #[test]
+    fn each_side_of_a_chain_ends_where_memory_does() {
+        let chain = [
+            descriptor(0x4000, 40, NEXT, 1),
+            descriptor(0xfff0, 17, NEXT, 2),
+            descriptor(0x5000, 8, NEXT, 3),
+            descriptor(0x6000, 16, NEXT | WRITE, 4),
+            descriptor(u64::MAX - 7, 100, NEXT | WRITE, 5),
+            descriptor(0x7000, 100, WRITE, 0),
+        ];
+        assert_eq!(pop(&chain), (Popped::Request, 56, 16));
     }
 
     #[test]
