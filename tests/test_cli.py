@@ -88,7 +88,7 @@ def test_options() -> None:
         *("--shared-dir", "/dir", "--socket", "/s", "--readonly", "--posix-acl", "--no-announce-submounts"),
         *("--xattrmap", ":map::user.v.:", "--security-label"),
         *("--no-readdirplus", "--no-killpriv-v2", "--request-queues", "7", "--once", "--socket-mode=660"),
-        *("--socket-group=kvm", "--thread-pool-size=3", "--allow-direct-io", "--writeback"),
+        *("--socket-group=kvm", "--thread-pool-size=3", "--allow-direct-io", "--writeback", "--idmap"),
     )
     assert given == Share(
         directory="/dir",
@@ -107,6 +107,7 @@ def test_options() -> None:
         slow_threads=3,
         allow_direct_io=True,
         writeback=True,
+        idmap=True,
     )
 
 

@@ -67,6 +67,7 @@ def test_every_key(tmp_path: Path) -> None:
         readdirplus = false
         killpriv_v2 = false
         ownership = "caller"
+        idmap = true
         dax = "1M"
 
         [[share]]
@@ -114,6 +115,7 @@ def test_every_key(tmp_path: Path) -> None:
             readdirplus=False,
             killpriv_v2=False,
             ownership="caller",
+            idmap=True,
             dax="1M",
         ),
         Share(

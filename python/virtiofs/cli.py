@@ -199,6 +199,7 @@ def _share_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--announce-submounts", action=switch, default=True, help="tell where mounts begin (yes)")
     group.add_argument("--readdirplus", action=switch, default=True, help="listings bring attributes along (yes)")
     group.add_argument("--killpriv-v2", action=switch, default=True, help="clear setuid at writes (yes)")
+    group.add_argument("--idmap", action=switch, default=False, help="let the guest make idmapped mounts (no)")
     group.add_argument("--posix-lock", action=switch, default=True, help="take fcntl locks on the host (yes)")
     group.add_argument("--flock", action=switch, default=True, help="take flock locks on the host (yes)")
     group.add_argument(
@@ -453,6 +454,7 @@ def _share(arguments: argparse.Namespace) -> dict[str, Any]:
         "readdirplus": arguments.readdirplus,
         "killpriv_v2": arguments.killpriv_v2,
         "ownership": arguments.ownership,
+        "idmap": arguments.idmap,
     }
 
 

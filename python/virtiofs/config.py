@@ -63,6 +63,7 @@ class Share:
         killpriv_v2: Clear setuid and setgid at writes and truncations.
         ownership: Who owns what a guest creates: `caller` insists on its user there, `auto` takes the user of this process
             where it lacks the privileges.
+        idmap: Let the guest make idmapped mounts.
         dax: Which files guests map: never, always, inode (as 64K), or from a size on.
         policy: What holds for single files instead.
         origin: Where it was read, for messages.
@@ -97,6 +98,7 @@ class Share:
     readdirplus: bool = True
     killpriv_v2: bool = True
     ownership: Literal["auto", "caller"] = "auto"
+    idmap: bool = False
     dax: str = "64K"
     policy: Policy | None = None
     origin: str | None = field(default=None, compare=False, repr=False)

@@ -75,6 +75,10 @@ class Passthrough(NativeOperations):
             ``docs/version-table.md``. Several shares, and several daemons, may have one.
         ownership: Who owns what a guest creates: `caller` insists on the user and group in the guest, which takes privileges;
             `auto` takes the user of this process where it lacks them.
+        idmap: Let the guest make idmapped mounts of the share, as containers with user namespaces want them. Linux then says
+            who asks only where something is made, so setuid and setgid are cleared also when the guest's root allocates
+            blocks of a file or copies into it by the server. Not for subclasses that override more than what makes
+            files: they are told who asks.
         dax: Which files guests map where the device has a DAX window: those of at least so many bytes (a number, or text
             such as 64K; `inode` is that), all (`always`) or none (`never`). A guest that mounts with ``dax=always``
             or ``dax=never`` decides by itself.
@@ -106,6 +110,7 @@ class Passthrough(NativeOperations):
         policy: Policy | None = None,
         version_table: _core.VersionTable | None = None,
         ownership: Literal["auto", "caller"] = "auto",
+        idmap: bool = False,
         dax: int | str = SMALL,
     ) -> None:
         if ownership == "caller" and not may_change_owners():
@@ -141,11 +146,12 @@ class Passthrough(NativeOperations):
         self.policy: Final = policy
         self.version_table = version_table
         self.ownership: Final = ownership
+        self.idmap: Final = idmap
         self.dax: Final = files(dax)
 
     def __repr__(self) -> str:
         settings = [repr(self.directory), f"cache={self.cache.name}"]
-        flags = ("read_only", "writeback", "xattr", "posix_acl", "security_label", "allow_direct_io")
+        flags = ("read_only", "writeback", "xattr", "posix_acl", "security_label", "allow_direct_io", "idmap")
         settings += [name for name in flags if getattr(self, name)]
         if self.xattrmap is not None:
             settings.append(f"xattrmap={str(self.xattrmap)!r}")
@@ -171,6 +177,8 @@ class Passthrough(NativeOperations):
             names.append("POSIX_ACL")
         if self.security_label:
             names.append("SECURITY_CTX")
+        if self.idmap:
+            names.append("ALLOW_IDMAP")
         return self.cache.features | frozenset(names)
 
     def native_engine(self, *, attr_timeout: float | None = None) -> _core.HostDir:

@@ -53,6 +53,9 @@ DETOURS: Final = (
 )
 """How native operations walk round Python's."""
 
+_NAMED: Final = frozenset(("symlink", "mknod", "mkdir", "create", "tmpfile", *MOMENTS))
+"""Operations whose caller Linux names also where it makes idmapped mounts: of all others it does not."""
+
 
 @dataclass(frozen=True, slots=True)
 class Route:
@@ -188,8 +191,10 @@ def engine(fs: "FileSystem") -> "_core.HostDir | _core.Routed":
 def init_flags(fs: "FileSystem") -> int:
     """Returns the features of the FUSE session to accept where the guest offers them."""
     plan = explain(fs)
-    flags = fs.features | plan.added
-    return sum(_core.INIT[name] for name in flags - plan.refused)
+    flags = (fs.features | plan.added) - plan.refused
+    if any(route.operation not in _NAMED for route in plan.by(PYTHON)):
+        flags -= {"ALLOW_IDMAP"}
+    return sum(_core.INIT[name] for name in flags)
 
 
 def _route(kind: type, name: str) -> Route:

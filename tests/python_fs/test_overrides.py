@@ -249,6 +249,9 @@ def test_what_an_override_switches_off(share: Path, operation: str, lacking: set
     assert {route.operation for route in plan.by("-")} - {"init", "destroy"} == lacking
     assert plan.refused == refused
     assert kind(share).init_flags == Passthrough(share).init_flags & ~sum(_core.INIT[name] for name in refused)
+    # A method is told who asks.
+    idmap = bool(kind(share, idmap=True).init_flags & _core.INIT["ALLOW_IDMAP"])
+    assert idmap == (operation in ("mkdir", "mknod"))
 
 
 def test_a_class_without_getattr_is_refused() -> None:

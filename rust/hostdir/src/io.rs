@@ -91,7 +91,8 @@ impl HostDir {
 }
 
 /// Whether the caller is taken to have CAP_FSETID, which keeps suid and sgid through a change. WRITE, SETATTR and OPEN tell;
-/// FALLOCATE and COPY_FILE_RANGE do not, and leave clearing to the server all the same (`fuse_setattr`, `fs/fuse/dir.c`).
+/// FALLOCATE and COPY_FILE_RANGE do not, and leave clearing to the server all the same (`fuse_setattr`, `fs/fuse/dir.c`). Who allows idmapped
+/// mounts is not told who asks (`fuse_fill_creds`, `fs/fuse/dev.c`): that could be anybody.
 fn is_privileged(cx: &Context) -> bool {
     cx.uid == 0
 }
