@@ -4,10 +4,11 @@ import ctypes
 import errno
 import mmap
 import os
+import stat
 import struct
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -16,7 +17,24 @@ import pytest
 from tests.daemon import Start
 from tests.daemon import virtiofs as run
 from tests.driver import NEXT, VERSION_1, WRITE, Ring, request
-from virtiofs import ConfigError, Device, GuestMemory, Passthrough, Server, dax
+from tests.errnos import fails
+from virtiofs import (
+    Attr,
+    Changes,
+    ConfigError,
+    Device,
+    Entry,
+    FileSystem,
+    GuestMemory,
+    Open,
+    Passthrough,
+    Policy,
+    Request,
+    Rule,
+    Server,
+    dax,
+    explain,
+)
 from virtiofs.testing import Guest
 
 Way: TypeAlias = Literal["socket", "device", "registers"]
@@ -160,6 +178,88 @@ def test_policy(share: Path, which: int | str, mapped: list[str], way: Way) -> N
     with Guest(Passthrough(share, dax=which), dax=True, way=way) as guest:
         names = [name for name in guest.listdir() if guest.client.lookup(1, name).attr.flags & ATTR_DAX]
         assert sorted(names) == mapped
+
+
+@pytest.mark.parametrize("way", ["socket", "device"])
+def test_rules_say_which_files(share: Path, way: Way) -> None:
+    """By rules first, by size where none has a word."""
+    for name in ("never.db", "always.idx", "large", "larger"):
+        (share / name).write_bytes(bytes({"always.idx": 10, "large": 65536}.get(name, 2 << 20)))
+    policy = Policy(
+        Rule(name="never.*", dax="never"), Rule(name="*.idx", dax="always"), Rule(max_size="64K", kind="file", dax="1G")
+    )
+    with Guest(Passthrough(share, policy=policy), dax=True, way=way) as guest:
+        names = [name for name in guest.listdir() if guest.client.lookup(1, name).attr.flags & ATTR_DAX]
+        assert sorted(names) == ["always.idx", "larger"]
+        guest.client.setupmapping(guest.node("always.idx"), 0, GRANULE, 0, write=True)
+        guest.window_write(0, b"stored")
+    assert (share / "always.idx").read_bytes() == b"stored" + bytes(4)
+
+
+class Memfds(FileSystem):
+    """Two files in memory; the native side has their data."""
+
+    def __init__(self) -> None:
+        self.files = {name: os.memfd_create(name) for name in ("mapped", "plain")}
+        self.readers = {name: os.open(f"/proc/self/fd/{fd}", os.O_RDONLY) for name, fd in self.files.items()}
+
+    def close(self) -> None:
+        for fd in (*self.files.values(), *self.readers.values()):
+            os.close(fd)
+
+    def lookup(self, request: Request, parent: object, name: str) -> Entry | None:
+        return Entry(name, self.getattr(request, name, None)) if name in self.files else None
+
+    def getattr(self, request: Request, node: object, handle: object) -> Attr:
+        if not isinstance(node, str):
+            return Attr(stat.S_IFDIR | 0o755)
+        size = os.fstat(self.files[node]).st_size
+        return Attr(stat.S_IFREG | 0o666, size=size, dax=node == "mapped")
+
+    def setattr(self, request: Request, node: str, handle: object, changes: Changes) -> Attr:
+        if changes.size is not None:
+            os.truncate(self.files[node], changes.size)
+        return self.getattr(request, node, handle)
+
+    def readdir(self, request: Request, node: object, handle: object) -> list[str]:
+        return list(self.files)
+
+    def open(self, request: Request, node: str, flags: int) -> Open:
+        return Open(backing=(self.readers if flags & os.O_ACCMODE == os.O_RDONLY else self.files)[node])
+
+
+@pytest.mark.parametrize("way", ["socket", "device"])
+def test_files_of_python_are_mapped_if_it_says_so(way: Way) -> None:
+    with closing(Memfds()) as fs, Guest(fs, dax=True, way=way) as guest:
+        assert [name for name in guest.listdir() if guest.client.lookup(1, name).attr.flags & ATTR_DAX] == ["mapped"]
+        guest.write_file("mapped", b"0123456789")
+        node = guest.node("mapped")
+        # A guest maps what it has open; this one has not.
+        assert refused(guest, node, 0, GRANULE, 0) == "EACCES"
+        with guest.open("mapped") as _:
+            guest.client.setupmapping(node, 0, GRANULE, 0)
+            assert guest.window_read(2, 3) == b"234"
+            with fails(errno.EACCES):
+                guest.client.setupmapping(node, 0, GRANULE, GRANULE, write=True)
+        with guest.open("mapped", os.O_RDWR) as file:
+            guest.client.setupmapping(node, 0, GRANULE, GRANULE, write=True)
+            guest.window_write(GRANULE + 2, b"stored")
+            assert file.read_at(0, 10) == b"01stored89"
+        # What is mapped stays so while no program has it open.
+        guest.window_write(GRANULE, b"XX")
+        assert os.pread(fs.files["mapped"], 10, 0) == b"XXstored89"
+        assert guest.mappings == 2
+
+
+def test_python_maps_files_where_it_has_no_part_in_their_data(share: Path) -> None:
+    class Reads(Memfds):
+        def read(self, request: Request, node: str, handle: object, offset: int, size: int) -> bytes:
+            return b""
+
+    assert explain(Memfds).maps_files
+    assert not explain(Reads).maps_files
+    with closing(Reads()) as fs, pytest.raises(ConfigError, match="Reads has no files that guests could map"):
+        Server(fs, socket=share / "socket", dax_window="2M")
 
 
 @pytest.mark.parametrize("way", ["socket", "device", "registers"])

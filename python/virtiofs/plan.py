@@ -100,8 +100,14 @@ class Plan:
 
     @property
     def maps_files(self) -> bool:
-        """Whether guests may map files, where there is a DAX window: that goes past all methods."""
-        return bool(self.by(NATIVE)) and "MAP_ALIGNMENT" not in self.refused
+        """Whether guests may map files, where there is a DAX window: that goes past all methods.
+
+        Files of the host, or the backings of a class that reads and writes by nothing else.
+        """
+        if self.by(NATIVE):
+            return "MAP_ALIGNMENT" not in self.refused
+        has = {route.operation for route in self.by(PYTHON)}
+        return bool(has & {"open", "create"}) and not has & {"read", "write"}
 
     def __str__(self) -> str:
         lines = [f"{self.name}: {len(self.by(PYTHON))} operations in Python, {len(self.by(NATIVE))} native", ""]

@@ -351,6 +351,58 @@ fn a_device_that_is_stopped_says_nothing_and_goes_on_where_it_was() {
     });
 }
 
+/// The VMM is killed while its guest waits for a mapping: before it has mapped the file, or before it has said that the guest can see it.
+#[test]
+fn a_vmm_that_dies_in_the_middle_of_a_mapping_leaves_nothing() {
+    let share = Share::new(USUAL);
+    let file = share.dir.path().join("file");
+    let held = || {
+        let open = fs::read_dir("/proc/self/fd").unwrap();
+        open.filter(|fd| fd.as_ref().is_ok_and(|fd| fs::read_link(fd.path()).is_ok_and(|to| to == file))).count()
+    };
+    for answered in [0, 1] {
+        let odd = Odd::new(&share);
+        std::thread::scope(|scope| {
+            let mapping = scope.spawn(|| {
+                odd.client().init().unwrap();
+                map(&odd.guest, "file", 0, WRITE)
+            });
+            let is_file = |fd: &std::os::fd::OwnedFd| {
+                let [sent, ours] = [rustix::fs::fstat(fd), rustix::fs::stat(&file)].map(Result::unwrap);
+                (sent.st_dev, sent.st_ino) == (ours.st_dev, ours.st_ino)
+            };
+            let asked = || odd.channel.receive().unwrap();
+            let answer = |request| odd.channel.send(request, 1 << 2, &[0; 8], &[]).unwrap();
+            // First comes what the device tries out.
+            let mut last = asked();
+            while !last.fds.iter().any(is_file) {
+                answer(last.request);
+                last = asked();
+            }
+            for _ in 0..answered {
+                answer(last.request);
+                last = asked();
+            }
+            odd.channel.hang_up();
+            odd.client().vanish();
+            assert!(mapping.join().unwrap().is_err(), "answered {answered}");
+        });
+        drop(odd);
+        // The next guest is served once nothing is left of this one.
+        let guest = share.guest(dax());
+        assert!(window(&guest).is_empty());
+        assert_eq!(guest.read_file("file").unwrap(), [7; 10_000]);
+        map(&guest, "file", 3, WRITE).unwrap();
+        assert_eq!(bytes(&guest, 3 * GRANULE, 2), [7, 7]);
+    }
+    assert_eq!(share.daemon.server().metrics().panics(), 0);
+    let deadline = std::time::Instant::now() + PATIENCE;
+    while held() > 0 && std::time::Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(held(), 0, "descriptors of a file that nobody has mapped any more");
+}
+
 #[test]
 fn a_guest_that_maps_everything_is_refused_where_not_everything_can_be_mapped() {
     let Some(strict) = strict() else { return eprintln!("skipped: only root can help such a front end") };

@@ -8,7 +8,7 @@ use rustix::fs::OFlags;
 use virtiofs_fuse::wire::{CopyFileRangeIn, FallocateIn, ReadIn, WriteIn};
 use virtiofs_fuse::{BACKING, Context, Result, Segments};
 
-use crate::error::Lift;
+use crate::error::{Lift, errno};
 use crate::handles::Handles;
 use crate::io;
 
@@ -17,6 +17,7 @@ use crate::io;
 pub struct Backings(Handles<Backing>);
 
 struct Backing {
+    node: u64,
     fd: OwnedFd,
     writes: bool,
     no_nowait: AtomicBool,
@@ -35,10 +36,20 @@ impl Default for Backings {
 }
 
 impl Backings {
-    /// Takes an open file over, and answers its handle.
-    pub fn insert(&self, fd: OwnedFd) -> Result<u64> {
+    /// Takes an open file of a node over, and answers its handle.
+    pub fn insert(&self, node: u64, fd: OwnedFd) -> Result<u64> {
         let writes = may_write(&fd)?;
-        Ok(self.0.insert_marked(Backing { fd, writes, no_nowait: AtomicBool::new(false) }, BACKING))
+        Ok(self.0.insert_marked(Backing { node, fd, writes, no_nowait: AtomicBool::new(false) }, BACKING))
+    }
+
+    /// The file of a node for the DAX window: the one that was opened last, for writing if `write`. A guest maps what it has open, and
+    /// names the node alone; EACCES where it has not. Looks at all open files: rare, beside the mapping of 2 MiB.
+    pub fn to_map(&self, node: u64, write: bool) -> Result<virtiofs_fuse::Backing> {
+        let Some(found) = self.0.newest(|backing| backing.node == node && (backing.writes || !write)) else {
+            return errno(libc::EACCES);
+        };
+        let fd = rustix::io::fcntl_dupfd_cloexec(found.fd(), 0).lift()?;
+        Ok(virtiofs_fuse::Backing { fd, writable: found.writes })
     }
 
     /// How many there are.
@@ -118,7 +129,7 @@ mod tests {
         let backings = Backings::default();
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(b"0123456789").unwrap();
-        let fh = backings.insert(file.into()).unwrap();
+        let fh = backings.insert(7, file.into()).unwrap();
         assert_eq!(fh & BACKING, BACKING);
         let cx = Context { unique: 0, uid: 0, gid: 0, pid: 0, may_block: true };
         let mut buffer = [0u8; 16];
@@ -130,5 +141,25 @@ mod tests {
         assert!(backings.remove(fh).unwrap().is_some());
         assert!(backings.is_empty());
         assert_eq!(backings.flush(fh), Err(Error::Errno(libc::EBADF)));
+    }
+
+    #[test]
+    fn the_file_that_was_opened_last_is_mapped() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let backings = Backings::default();
+        for (node, name, writes) in [(7, "first", true), (7, "second", true), (7, "third", false), (8, "other", true)] {
+            std::fs::write(path(name), name).unwrap();
+            let file = std::fs::File::options().read(true).write(writes).open(path(name)).unwrap();
+            backings.insert(node, file.into()).unwrap();
+        }
+        let content = |node, write| {
+            let backing = backings.to_map(node, write).unwrap();
+            (std::io::read_to_string(std::fs::File::from(backing.fd)).unwrap(), backing.writable)
+        };
+        assert_eq!(content(7, false), ("third".into(), false));
+        assert_eq!(content(7, true), ("second".into(), true));
+        assert_eq!(content(8, false), ("other".into(), true));
+        assert_eq!(backings.to_map(9, false).unwrap_err(), Error::Errno(libc::EACCES));
     }
 }

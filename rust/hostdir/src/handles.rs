@@ -110,6 +110,17 @@ impl<H> Handles<H> {
         table.find(hash, |entry| entry.0 == number).map(|entry| Arc::clone(&entry.1)).ok_or(BAD_HANDLE)
     }
 
+    /// The one that was inserted last among those for which `fits` holds.
+    pub(crate) fn newest(&self, fits: impl Fn(&H) -> bool) -> Option<Arc<H>> {
+        let mut newest: Option<(u64, Arc<H>)> = None;
+        self.table.each(|(number, handle)| {
+            if newest.as_ref().is_none_or(|(other, _)| other < number) && fits(handle) {
+                newest = Some((*number, Arc::clone(handle)));
+            }
+        });
+        newest.map(|(_, handle)| handle)
+    }
+
     /// Takes a handle out. It closes when its last user is done.
     pub(crate) fn remove(&self, number: u64) -> Result<Arc<H>> {
         let hash = self.seed.hash([number]);

@@ -31,12 +31,13 @@ pub(crate) struct Attr {
 }
 
 const TYPE_MASK: u32 = libc::S_IFMT;
+const ATTR_DAX: u32 = wire::bits::ATTR_DAX;
 
 #[pymethods]
 impl Attr {
     #[new]
     #[pyo3(signature = (mode, *, size=0, ino=0, nlink=1, uid=0, gid=0, rdev=0, blocks=None, blksize=4096, atime_ns=0, mtime_ns=0,
-                        ctime_ns=0, btime_ns=None, flags=0))]
+                        ctime_ns=0, btime_ns=None, flags=0, dax=false))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         mode: u32,
@@ -53,8 +54,10 @@ impl Attr {
         ctime_ns: i128,
         btime_ns: Option<i128>,
         flags: u32,
+        dax: bool,
     ) -> Attr {
         let blocks = blocks.unwrap_or(size.div_ceil(512));
+        let flags = flags | if dax { ATTR_DAX } else { 0 };
         Attr { mode, ino, nlink, uid, gid, rdev, size, blocks, blksize, atime_ns, mtime_ns, ctime_ns, btime_ns, flags }
     }
 
@@ -104,6 +107,7 @@ impl Attr {
                 "ctime_ns" => attr.ctime_ns = value.extract()?,
                 "btime_ns" => attr.btime_ns = value.extract()?,
                 "flags" => attr.flags = value.extract()?,
+                "dax" => attr.flags = attr.flags & !ATTR_DAX | if value.extract()? { ATTR_DAX } else { 0 },
                 other => {
                     let what = format!("replace() got an unexpected keyword argument '{other}'");
                     return Err(pyo3::exceptions::PyTypeError::new_err(what));
@@ -132,6 +136,12 @@ impl Attr {
     #[getter]
     fn is_symlink(&self) -> bool {
         self.mode & TYPE_MASK == libc::S_IFLNK
+    }
+
+    /// Whether guests map the file, where the device has a DAX window.
+    #[getter]
+    fn dax(&self) -> bool {
+        self.flags & ATTR_DAX != 0
     }
 
     /// The mode without the type.

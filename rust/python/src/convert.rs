@@ -191,7 +191,7 @@ pub(crate) fn open(
                 return wrong_value(format!("must return an open descriptor as backing, not {number}"));
             };
             match base {
-                Base::Own(kept) => kept.backings.insert(fd)?,
+                Base::Own(kept) => kept.backings.insert(node, fd)?,
                 Base::Host(native) => native.adopt(node, fd)?,
             }
         }

@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use virtiofs_fuse::wire::*;
-use virtiofs_fuse::{BACKING, Context, Error, FileSystem, Held, Result, Segments};
+use virtiofs_fuse::{BACKING, Backing, Context, Error, FileSystem, Held, Result, Segments};
 use virtiofs_hostdir::Backings;
 
 use crate::nodes::Nodes;
@@ -98,5 +98,12 @@ impl FileSystem for Kept {
             return Err(Error::Errno(libc::EXDEV));
         }
         self.backings.copy_file_range(args)
+    }
+
+    fn backing(&self, _cx: &Context, node: u64, write: bool) -> Result<Backing> {
+        if write && self.read_only {
+            return Err(Error::Errno(libc::EROFS));
+        }
+        self.backings.to_map(node, write)
     }
 }
