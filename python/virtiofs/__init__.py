@@ -3,7 +3,7 @@
 import warnings
 
 from . import _core
-from ._core import GuestMemory, VersionTable, Workers, __version__
+from ._core import Blocks, GuestMemory, VersionTable, Workers, __version__
 from .cache import ALWAYS, AUTO, METADATA, NONE, Cache
 from .config import Config, Share
 from .device import Device, Queue, SharedMemory
@@ -23,6 +23,7 @@ __all__ = [
     "METADATA",
     "NONE",
     "Attr",
+    "Blocks",
     "BoundsError",
     "Cache",
     "Changes",

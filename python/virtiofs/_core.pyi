@@ -13,6 +13,7 @@ __all__ = [
     "INIT",
     "MAX_REQUEST_QUEUES",
     "Attr",
+    "Blocks",
     "Changes",
     "Client",
     "Connection",
@@ -58,6 +59,7 @@ __all__ = [
     "log_to_stderr",
     "log_to_syslog",
     "no_new_privileges",
+    "punch_hole",
     "replace_root",
     "restrict_files",
     "undumpable",
@@ -131,6 +133,7 @@ def log_stop() -> None: ...
 def log_to_python(level: _Level) -> None: ...
 def log_to_stderr(level: _Level) -> None: ...
 def log_to_syslog(level: _Level, path: str = "/dev/log") -> None: ...
+def punch_hole(fd: int, offset: int, size: int) -> None: ...
 
 @final
 class Attr:
@@ -238,6 +241,18 @@ class _HasFileno(Protocol):
     def fileno(self) -> int: ...
 
 @final
+class Blocks:
+    def __new__(cls, count: int, size: int) -> Self: ...
+    def add(self, block: int) -> None: ...
+    def discard(self, block: int) -> None: ...
+    def was_read(self, block: int) -> bool: ...
+    def finish(self) -> None: ...
+    @property
+    def whole(self) -> bool: ...
+    def __contains__(self, block: int, /) -> bool: ...
+    def __len__(self) -> int: ...
+
+@final
 class Open:
     __hash__: None  # type: ignore[assignment]
     def __new__(
@@ -245,6 +260,7 @@ class Open:
         handle: Any = None,
         *,
         backing: int | _HasFileno | None = None,
+        blocks: Blocks | None = None,
         flags: int = 0,
         direct_io: bool = False,
         keep_cache: bool = False,
@@ -255,6 +271,8 @@ class Open:
     def handle(self) -> Any: ...
     @property
     def backing(self) -> int | None: ...
+    @property
+    def blocks(self) -> Blocks | None: ...
     @property
     def flags(self) -> int: ...
     @property

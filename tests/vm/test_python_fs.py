@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests import s3
 from virtiofs import Attr, Entry, FileSystem, Node, Passthrough, Request, Server
+from virtiofs.fsspecfs import FsspecFS
 from virtiofs.memory import MemoryFS
 
 from . import daemon
@@ -109,3 +111,31 @@ def test_single_methods_over_a_directory(tmp_path: Path) -> None:
     assert stat.S_IMODE((share / "open").stat().st_mode) == 0o644
     assert (share / "repository" / "new").read_text() == "more\n"
     assert sorted(os.listdir(share)) == ["clone", "open", "repository", "secret.key", "tree"]
+
+
+def test_an_object_store(tmp_path: Path) -> None:
+    with s3.serving() as store:
+        large = os.urandom(9 << 20)
+        store.bucket("bucket", **{"data/large": large, "data/small": b"small\n"})
+        fs = FsspecFS(
+            "s3://bucket/data", cache_dir=tmp_path, cache_size="16M", block_size="1M", read_ahead="4M", **store.options
+        )
+        with serving(fs, tmp_path) as (server, guest):
+            guest.check(
+                """cd /mnt/share
+                test "$(ls | tr '\\n' ' ')" = 'large small '; test "$(cat small)" = small
+                cp large copy; cmp large copy; echo more >> copy; truncate -s 1M large
+                mkdir made; cp -r /usr/lib/python3*/json made/json; diff -r /usr/lib/python3*/json made/json
+                mv made/json moved; rmdir made; rm small; ls moved | grep -q decoder.py
+                echo 1 > new; mv new renamed; test "$(cat renamed)" = 1; sync""",
+                timeout=120,
+            )
+            assert store.get("bucket", "data/large") == large[: 1 << 20]
+            assert store.get("bucket", "data/copy") == large + b"more\n"
+            assert store.get("bucket", "data/renamed") == b"1\n"
+            assert "data/moved/decoder.py" in store.keys("bucket")
+            assert "data/small" not in store.keys("bucket")
+            requests = server.stats().requests["READ"]
+            guest.check("cd /mnt/share; echo 3 > /proc/sys/vm/drop_caches; md5sum copy", timeout=60)
+            assert server.stats().requests["READ"] > requests
+        fs.close()

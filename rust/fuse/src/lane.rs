@@ -30,7 +30,8 @@ pub enum Route {
 /// The routes of all operations, by opcode.
 pub type Routes = [Route; OPCODES];
 
-/// Set in the number of a handle whose data the server's own file system has, whatever the routes of READ, WRITE and the like say.
+/// Set in the number of a handle whose data the server's own file system has, whatever the routes of READ, WRITE and the like say. It
+/// answers [`Error::Elsewhere`](crate::Error) for those that it lacks: the lane is asked for them.
 pub const BACKING: u64 = 1 << 62;
 
 /// A message that can leave its thread: it owns its memory, and gives itself back.

@@ -279,7 +279,8 @@ impl Server {
         let fs = match (self.routes.get(row.opcode as usize).copied().unwrap_or_default(), &self.lane) {
             (Route::Here, _) if self.fs.lacks() & (1 << row.opcode as u32) != 0 => return Err(Lacking.into()),
             (Route::Here, _) => &*self.fs,
-            (route, _) if by_backing(row.opcode, route, room) => &*self.fs,
+            // What comes to the lane nevertheless was sent there by the file system itself, which lacks that part of the data.
+            (route, _) if place != Place::Lane && by_backing(row.opcode, route, room) => &*self.fs,
             (Route::Lane, Some(lane)) if place == Place::Lane => lane.fs(),
             (Route::Lane, _) => return Err(Error::Elsewhere),
             (Route::Errno(libc::ENOSYS), _) => return Err(Lacking.into()),

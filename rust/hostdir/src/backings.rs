@@ -6,8 +6,9 @@ use std::sync::atomic::AtomicBool;
 
 use rustix::fs::OFlags;
 use virtiofs_fuse::wire::{CopyFileRangeIn, FallocateIn, ReadIn, WriteIn};
-use virtiofs_fuse::{BACKING, Context, Result, Segments};
+use virtiofs_fuse::{BACKING, Context, Error, Result, Segments};
 
+use crate::blocks::Blocks;
 use crate::error::{Lift, errno};
 use crate::handles::Handles;
 use crate::io;
@@ -21,11 +22,23 @@ struct Backing {
     fd: OwnedFd,
     writes: bool,
     no_nowait: AtomicBool,
+    /// Of a file of which not everything has to be there.
+    blocks: Option<Arc<Blocks>>,
 }
 
 impl Backing {
     fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
+    }
+
+    /// Whether a guest may map it who has this node open. What lacks parts is not mapped: nobody would be asked for them.
+    fn is_mappable(&self, node: u64, write: bool) -> bool {
+        self.node == node && (self.writes || !write) && self.blocks.is_none()
+    }
+
+    /// Whether everything is there, and stays.
+    fn is_whole(&self) -> bool {
+        self.blocks.as_ref().is_none_or(|blocks| blocks.is_whole())
     }
 }
 
@@ -36,16 +49,17 @@ impl Default for Backings {
 }
 
 impl Backings {
-    /// Takes an open file of a node over, and answers its handle.
-    pub fn insert(&self, node: u64, fd: OwnedFd) -> Result<u64> {
+    /// Takes an open file of a node over, and answers its handle. With `blocks`, what reads or writes a part that is lacking answers
+    /// [`Error::Elsewhere`].
+    pub fn insert(&self, node: u64, fd: OwnedFd, blocks: Option<Arc<Blocks>>) -> Result<u64> {
         let writes = may_write(&fd)?;
-        Ok(self.0.insert_marked(Backing { node, fd, writes, no_nowait: AtomicBool::new(false) }, BACKING))
+        Ok(self.0.insert_marked(Backing { node, fd, writes, no_nowait: AtomicBool::new(false), blocks }, BACKING))
     }
 
     /// The file of a node for the DAX window: the one that was opened last, for writing if `write`. A guest maps what it has open, and
     /// names the node alone; EACCES where it has not. Looks at all open files: rare, beside the mapping of 2 MiB.
     pub fn to_map(&self, node: u64, write: bool) -> Result<virtiofs_fuse::Backing> {
-        let Some(found) = self.0.newest(|backing| backing.node == node && (backing.writes || !write)) else {
+        let Some(found) = self.0.newest(|backing| backing.is_mappable(node, write)) else {
             return errno(libc::EACCES);
         };
         let fd = rustix::io::fcntl_dupfd_cloexec(found.fd(), 0).lift()?;
@@ -75,12 +89,18 @@ impl Backings {
     /// READ.
     pub fn read(&self, cx: &Context, args: &ReadIn, out: Segments<'_>) -> Result<usize> {
         let backing = self.0.get(args.fh)?;
-        io::read(backing.fd(), false, &backing.no_nowait, cx, args.offset, out)
+        let Some(blocks) = &backing.blocks else {
+            return io::read(backing.fd(), false, &backing.no_nowait, cx, args.offset, out);
+        };
+        let reading = blocks.begin(args.offset, out.len()).ok_or(Error::Elsewhere)?;
+        let read = io::read(backing.fd(), false, &backing.no_nowait, cx, args.offset, out)?;
+        if blocks.held(&reading) { Ok(read) } else { Err(Error::Elsewhere) }
     }
 
     /// WRITE, at the guest's offset also for appends.
     pub fn write(&self, args: &WriteIn, data: Segments<'_>) -> Result<usize> {
-        io::write(self.0.get(args.fh)?.fd(), 0, args.offset, data)
+        let backing = self.0.get(args.fh)?;
+        if backing.is_whole() { io::write(backing.fd(), 0, args.offset, data) } else { Err(Error::Elsewhere) }
     }
 
     /// FLUSH.
@@ -96,18 +116,34 @@ impl Backings {
 
     /// FALLOCATE.
     pub fn fallocate(&self, args: &FallocateIn) -> Result<()> {
-        io::fallocate(self.0.get(args.fh)?.fd(), args)
+        let backing = self.0.get(args.fh)?;
+        if backing.is_whole() { io::fallocate(backing.fd(), args) } else { Err(Error::Errno(libc::EOPNOTSUPP)) }
     }
 
-    /// LSEEK.
+    /// LSEEK. What is lacking is no hole: then all of the file counts as data.
     pub fn lseek(&self, fh: u64, offset: u64, whence: u32) -> Result<u64> {
-        io::lseek(self.0.get(fh)?.fd(), offset, whence)
+        let backing = self.0.get(fh)?;
+        if backing.is_whole() {
+            return io::lseek(backing.fd(), offset, whence);
+        }
+        let size = rustix::fs::fstat(&backing.fd).lift()?.st_size as u64;
+        match whence as i32 {
+            libc::SEEK_DATA | libc::SEEK_HOLE if offset >= size => Err(Error::Errno(libc::ENXIO)),
+            libc::SEEK_DATA => Ok(offset),
+            libc::SEEK_HOLE => Ok(size),
+            _ => Err(Error::Errno(libc::EINVAL)),
+        }
     }
 
     /// COPY_FILE_RANGE between two of them.
     pub fn copy_file_range(&self, args: &CopyFileRangeIn) -> Result<u64> {
         let (from, to) = (self.0.get(args.fh_in)?, self.0.get(args.fh_out)?);
-        io::copy_file_range(from.fd(), to.fd(), args)
+        if from.is_whole() && to.is_whole() {
+            io::copy_file_range(from.fd(), to.fd(), args)
+        } else {
+            // The guest copies by itself then.
+            Err(Error::Errno(libc::EXDEV))
+        }
     }
 }
 
@@ -120,8 +156,6 @@ pub(crate) fn may_write(fd: &OwnedFd) -> Result<bool> {
 mod tests {
     use std::io::Write;
 
-    use virtiofs_fuse::Error;
-
     use super::*;
 
     #[test]
@@ -129,7 +163,7 @@ mod tests {
         let backings = Backings::default();
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(b"0123456789").unwrap();
-        let fh = backings.insert(7, file.into()).unwrap();
+        let fh = backings.insert(7, file.into(), None).unwrap();
         assert_eq!(fh & BACKING, BACKING);
         let cx = Context { unique: 0, uid: 0, gid: 0, pid: 0, may_block: true };
         let mut buffer = [0u8; 16];
@@ -151,7 +185,7 @@ mod tests {
         for (node, name, writes) in [(7, "first", true), (7, "second", true), (7, "third", false), (8, "other", true)] {
             std::fs::write(path(name), name).unwrap();
             let file = std::fs::File::options().read(true).write(writes).open(path(name)).unwrap();
-            backings.insert(node, file.into()).unwrap();
+            backings.insert(node, file.into(), None).unwrap();
         }
         let content = |node, write| {
             let backing = backings.to_map(node, write).unwrap();
@@ -161,5 +195,30 @@ mod tests {
         assert_eq!(content(7, true), ("second".into(), true));
         assert_eq!(content(8, false), ("other".into(), true));
         assert_eq!(backings.to_map(9, false).unwrap_err(), Error::Errno(libc::EACCES));
+    }
+
+    #[test]
+    fn what_lacks_is_read_elsewhere() {
+        let backings = Backings::default();
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(20).unwrap();
+        let blocks = Arc::new(Blocks::new(2, 10).unwrap());
+        let fh = backings.insert(7, file.into(), Some(Arc::clone(&blocks))).unwrap();
+        let cx = Context { unique: 0, uid: 0, gid: 0, pid: 0, may_block: true };
+        let mut buffer = [1u8; 20];
+        let vecs = [libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: 20 }];
+        let args = ReadIn { fh, offset: 0, size: 20, ..ReadIn::default() };
+        blocks.add(0);
+        assert_eq!(backings.read(&cx, &args, Segments::new(&vecs, 20)), Err(Error::Elsewhere));
+        assert_eq!(backings.lseek(fh, 5, libc::SEEK_HOLE as u32), Ok(20), "what lacks is no hole");
+        assert_eq!(backings.lseek(fh, 20, libc::SEEK_DATA as u32), Err(Error::Errno(libc::ENXIO)));
+        let write = WriteIn { fh, offset: 0, size: 20, ..WriteIn::default() };
+        assert_eq!(backings.write(&write, Segments::new(&vecs, 20)), Err(Error::Elsewhere));
+        blocks.add(1);
+        assert_eq!(backings.read(&cx, &args, Segments::new(&vecs, 20)), Ok(20));
+        assert_eq!(buffer, [0; 20]);
+        assert_eq!(backings.write(&write, Segments::new(&vecs, 20)), Err(Error::Elsewhere), "a block may go");
+        blocks.finish();
+        assert_eq!(backings.write(&write, Segments::new(&vecs, 20)), Ok(20));
     }
 }

@@ -30,6 +30,7 @@
 
 mod attributes;
 mod backings;
+mod blocks;
 mod borrowed;
 mod changes;
 mod config;
@@ -61,6 +62,7 @@ mod xattr;
 mod xattrmap;
 
 pub use backings::Backings;
+pub use blocks::Blocks;
 pub use config::{Config, Effects, Pace};
 pub use credentials::may_change_owner;
 pub use hostdir::HostDir;

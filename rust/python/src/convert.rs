@@ -191,7 +191,13 @@ pub(crate) fn open(
                 return wrong_value(format!("must return an open descriptor as backing, not {number}"));
             };
             match base {
-                Base::Own(kept) => kept.backings.insert(node, fd)?,
+                Base::Own(kept) => {
+                    let blocks = open.blocks.as_ref().map(|blocks| blocks.get().shared());
+                    kept.backings.insert(node, fd, blocks)?
+                }
+                Base::Host(_) if open.blocks.is_some() => {
+                    return wrong_value("must return no blocks: files of a host directory are whole".into());
+                }
                 Base::Host(native) => native.adopt(node, fd)?,
             }
         }

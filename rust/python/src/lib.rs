@@ -5,6 +5,7 @@
 
 mod attr;
 mod backlog;
+mod blocks;
 mod buffer;
 mod calls;
 mod client;
@@ -47,6 +48,8 @@ mod _core {
 
     #[pymodule_export]
     use super::attr::Attr;
+    #[pymodule_export]
+    use super::blocks::{Blocks, punch_hole};
     #[pymodule_export]
     use super::client::Client;
     #[pymodule_export]

@@ -3,11 +3,13 @@
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use virtiofs_fuse::wire::{self, fopen};
 use virtiofs_guest as guest;
 
 use crate::attr::Attr;
+use crate::blocks::Blocks;
 
 /// A name that was looked up: its node, and how long the name and the attributes may be trusted (seconds; None for what the file
 /// system says). Of a guest's lookup, `node` is the node id.
@@ -119,6 +121,8 @@ pub(crate) struct Open {
     pub(crate) handle: Py<PyAny>,
     /// Descriptor that serves the data.
     pub(crate) backing: Option<i32>,
+    /// Which of them are there, if not all.
+    pub(crate) blocks: Option<Py<Blocks>>,
     pub(crate) flags: u32,
     /// The handle's number, if the native file system has it already.
     pub(crate) native: Option<u64>,
@@ -127,13 +131,14 @@ pub(crate) struct Open {
 #[pymethods]
 impl Open {
     #[new]
-    #[pyo3(signature = (handle=None, *, backing=None, flags=0, direct_io=false, keep_cache=false, cache_listing=false,
-                        nonseekable=false))]
+    #[pyo3(signature = (handle=None, *, backing=None, blocks=None, flags=0, direct_io=false, keep_cache=false,
+                        cache_listing=false, nonseekable=false))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         py: Python<'_>,
         handle: Option<Py<PyAny>>,
         backing: Option<&Bound<'_, PyAny>>,
+        blocks: Option<Py<Blocks>>,
         flags: u32,
         direct_io: bool,
         keep_cache: bool,
@@ -147,6 +152,9 @@ impl Open {
                 Err(_) => Some(file.call_method0("fileno")?.extract()?),
             },
         };
+        if blocks.is_some() && backing.is_none() {
+            return Err(PyValueError::new_err("blocks are those of a backing, and there is none"));
+        }
         let mut flags = flags;
         for (on, flag) in [
             (direct_io, fopen::DIRECT_IO),
@@ -156,11 +164,12 @@ impl Open {
         ] {
             flags |= if on { flag } else { 0 };
         }
-        Ok(Open { handle: handle.unwrap_or_else(|| py.None()), backing, flags, native: None })
+        Ok(Open { handle: handle.unwrap_or_else(|| py.None()), backing, blocks, flags, native: None })
     }
 
     fn __eq__(&self, py: Python<'_>, other: &Open) -> PyResult<bool> {
-        Ok((self.backing, self.flags) == (other.backing, other.flags)
+        let blocks = |open: &Open| open.blocks.as_ref().map(|blocks| blocks.as_ptr());
+        Ok((self.backing, blocks(self), self.flags) == (other.backing, blocks(other), other.flags)
             && self.handle.bind(py).eq(other.handle.bind(py))?)
     }
 
@@ -174,7 +183,7 @@ impl Open {
     /// A handle that is known by its number: in a guest, or to the native file system.
     pub(crate) fn by_number(py: Python<'_>, open: &wire::OpenOut) -> PyResult<Open> {
         let handle = open.fh.into_pyobject(py)?.into_any().unbind();
-        Ok(Open { handle, flags: open.open_flags, backing: None, native: Some(open.fh) })
+        Ok(Open { handle, flags: open.open_flags, backing: None, blocks: None, native: Some(open.fh) })
     }
 }
 

@@ -55,8 +55,13 @@ impl Desk {
                 self.buffers.put(buffer);
             }
             Outcome::Later(pending) => self.park(channel, buffer, pending),
-            // It was told that it may wait, there is no device here that could be stopped, and the lane's came not here.
-            Outcome::WouldBlock | Outcome::Halted | Outcome::Elsewhere => {
+            // A cached block was taken away while it was read.
+            Outcome::Elsewhere => {
+                let (desk, channel) = (Arc::clone(self), Arc::clone(channel));
+                self.server.clone().send(Box::new(Travelling { desk, channel, buffer }));
+            }
+            // It was told that it may wait, and there is no device here that could be stopped.
+            Outcome::WouldBlock | Outcome::Halted => {
                 tracing::error!("an operation would not wait where it may");
             }
         }
