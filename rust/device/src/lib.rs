@@ -16,6 +16,7 @@ mod parking;
 mod pool;
 mod queue;
 mod request;
+mod signals;
 mod spin;
 mod tact;
 pub mod vhost_user;

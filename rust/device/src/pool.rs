@@ -10,6 +10,7 @@ use parking_lot::{Condvar, Mutex};
 use virtiofs_fuse::Scratch;
 
 use crate::loan::Processors;
+use crate::signals::leave_to_others;
 
 /// How long a thread without work stays.
 const LINGER: Duration = Duration::from_secs(5);
@@ -83,6 +84,7 @@ impl Pool {
 
 impl Shared {
     fn work(&self) {
+        leave_to_others();
         let mut scratch = Scratch::default();
         let mut state = self.state.lock();
         loop {

@@ -15,6 +15,7 @@ use crate::loan::Loan;
 use crate::parking::{Parking, park};
 use crate::pool::Pool;
 use crate::request::{Request, Travelling};
+use crate::signals::leave_to_others;
 use crate::spin::Spin;
 use crate::tact::Tact;
 use crate::workers::{Seated, Workers};
@@ -132,6 +133,7 @@ impl Running {
             None => {
                 let waiter = Waiter::new(Arc::clone(kick), &control.event)?;
                 By::Thread(thread::Builder::new().name(format!("virtiofs-q{index}")).spawn(move || {
+                    leave_to_others();
                     worker.run(&waiter);
                     worker.available.next_avail()
                 })?)

@@ -18,6 +18,7 @@ use virtiofs_virtqueue::Event;
 
 use crate::pool::Pool;
 use crate::request::Request;
+use crate::signals::leave_to_others;
 use crate::worker::{Turn, Worker};
 
 /// A bounded number of threads, shared by any number of devices.
@@ -100,7 +101,10 @@ impl Workers {
             None => {
                 let watch = Arc::new(Watch::new()?);
                 let (theirs, places) = (Arc::clone(&watch), Arc::clone(table));
-                let run = move || attend(&theirs, &places);
+                let run = move || {
+                    leave_to_others();
+                    attend(&theirs, &places);
+                };
                 let thread = thread::Builder::new().name(table.name.clone()).spawn(run)?;
                 state.thread = Some((Arc::clone(&watch), thread));
                 watch

@@ -19,6 +19,7 @@ use super::follower::Follower;
 use super::notifier::Notifier;
 use super::worker::{Desk, Worker};
 use crate::pool::Pool;
+use crate::signals::leave_to_others;
 
 /// How a connection is served.
 #[derive(Clone, Copy, Debug)]
@@ -76,6 +77,7 @@ impl Connection {
         let (begun, ended) = (Arc::clone(&connection.begun), Arc::clone(&connection.ended));
         drop((channel, pool));
         let thread = thread::Builder::new().name("virtiofs-f0".into()).spawn(move || {
+            leave_to_others();
             first.run(true); // INIT, before which the kernel sends nothing else
             begun.signal();
             let others: Vec<_> =
