@@ -1,6 +1,7 @@
 """Rules for single files: what each condition means, and what each effect does to a guest."""
 
 import errno
+import mmap
 import os
 import threading
 from pathlib import Path
@@ -195,6 +196,20 @@ def test_a_mount_of_this_host(tree: Path, tmp_path: Path) -> None:
             (there / "large").write_bytes(b"")
         with fails(errno.ENOENT):
             (there / "a.tmp").read_text()
+
+
+@pytest.mark.root
+@pytest.mark.skipif(
+    not os.path.exists("/dev/fuse") or not has_capability("SYS_ADMIN"), reason="takes root and /dev/fuse"
+)
+def test_a_file_past_the_cache_is_mapped_like_any_other(tree: Path, tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    there.mkdir()
+    with mount(Passthrough(tree, policy=Policy(Rule(name="large", direct_io=True))), there):
+        with (there / "large").open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
+            mapped[:6] = b"stored"
+            mapped.flush()
+        assert (tree / "large").read_bytes()[:6] == b"stored"
 
 
 def test_rules_in_a_file(tree: Path, tmp_path: Path) -> None:

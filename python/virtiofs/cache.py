@@ -102,7 +102,8 @@ class Cache:
         """Features of the FUSE session that the mode wants."""
         wanted = {
             "AUTO_INVAL_DATA": True,
-            "DIRECT_IO_ALLOW_MMAP": self.direct_io,
+            # Single files may be read past the cache in any mode: by a rule, by their open, since they are append-only.
+            "DIRECT_IO_ALLOW_MMAP": True,
             "CACHE_SYMLINKS": self.cache_symlinks,
         }
         return frozenset(name for name, on in wanted.items() if on)
