@@ -12,11 +12,14 @@ import random
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.test_dax import Memfds
+from virtiofs import Passthrough, Policy, Rule, Server
 
 from . import daemon
 from .daemon import Daemon
@@ -143,6 +146,37 @@ def test_which_files_are_mapped(tmp_path: Path) -> None:
         place.guest.check("umount /mnt/share\nmount -t virtiofs -o dax=always share /mnt/share")
         assert check(place, "which", "").split() == ["empty", "large", "larger", "small"]
         healthy(place)
+
+
+def test_rules_and_python_say_which_files(tmp_path: Path) -> None:
+    """A directory with rules, and files in memory that a Python file system gives: two windows in one guest."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name, size in (("never", MIB), ("always", 10), ("other", MIB)):
+        (folder / name).write_bytes(b"x" * size)
+    policy = Policy(Rule(name="never", dax="never"), Rule(name="always", dax="always"))
+    sockets = tmp_path / "a", tmp_path / "b"
+    window: dict[str, Any] = {"request_queues": 1, "dax_window": "16M"}
+    with closing(Memfds()) as memfds:
+        for name, fd in memfds.files.items():
+            os.pwrite(fd, f"{name} on the host".encode(), 0)
+        with (
+            Server(Passthrough(folder, policy=policy), socket=sockets[0], tag="share", **window),
+            Server(memfds, socket=sockets[1], tag="files", **window),
+            Qemu([Share(sockets[0], window=True), Share(sockets[1], "files", "/mnt/files", window=True)]) as guest,
+        ):
+            give_checks(guest)
+            assert guest.check("python3 -I /run/mapped.py which /mnt/share").split() == ["always", "other"]
+            assert guest.check("python3 -I /run/mapped.py which /mnt/files").split() == ["mapped"]
+            store = (
+                "import mmap, sys; file = open(sys.argv[1], 'r+b'); mapped = mmap.mmap(file.fileno(), 0); "
+                "print(mapped[:].decode()); mapped[:7] = b'MAPPED '"
+            )
+            for path, there in (("/mnt/share/always", "x" * 10), ("/mnt/files/mapped", "mapped on the host")):
+                assert guest.check(f'python3 -I -c "{store}" {path}').strip() == there
+            assert (folder / "always").read_bytes() == b"MAPPED xxx"
+            assert os.pread(memfds.files["mapped"], 100, 0) == b"MAPPED on the host"
+            assert guest.complaints() == []
 
 
 def test_files_that_may_not_be_written_are_read(tmp_path: Path) -> None:
