@@ -280,6 +280,10 @@ class Mount:
         return self._mounted is not None and mounted_at(self.path) == self._mounted
 
     def _unmount(self, *, detach: bool) -> None:
+        if detach:
+            # A dead mount cannot be opened, and has nothing that could still be written.
+            with suppress(OSError):
+                _core.fuse_save(self.path)
         if self._by_helper:
             unmounting(self.path, detach=detach)
         else:

@@ -27,6 +27,6 @@ mod waiting;
 mod worker;
 
 pub use connection::{Config, Connection};
-pub use mount::{mount, unmount};
+pub use mount::{mount, save, unmount};
 pub use notifier::{Backlog, Notifier};
 pub use tether::Tether;

@@ -67,7 +67,7 @@ mod _core {
     #[pymodule_export]
     use super::memory::GuestMemory;
     #[pymodule_export]
-    use super::mount::{Connection, Tether, fuse_mount, fuse_unmount};
+    use super::mount::{Connection, Tether, fuse_mount, fuse_save, fuse_unmount};
     #[pymodule_export]
     use super::native::{Native, Node};
     #[pymodule_export]

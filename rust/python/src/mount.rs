@@ -34,6 +34,12 @@ pub(crate) fn fuse_mount(
     Ok(mounted.map_err(|error| of_io(py, &error))?.into_raw_fd())
 }
 
+/// Has what was changed in memory written to what is mounted at a directory, and waits until that has been served.
+#[pyfunction]
+pub(crate) fn fuse_save(py: Python<'_>, target: PathBuf) -> PyResult<()> {
+    py.detach(|| fusedev::save(&target)).map_err(|error| of_io(py, &error))
+}
+
 /// Unmounts a directory; with `detach` even while it is in use.
 #[pyfunction]
 #[pyo3(signature = (target, *, detach))]

@@ -2,11 +2,12 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
-use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, UnmountFlags};
 
 use super::channel;
 
@@ -27,15 +28,57 @@ pub fn mount(target: &Path, source: &str, subtype: &str, flags: u32, options: &s
     Ok(fd)
 }
 
-/// Unmounts what is mounted at `target`: EBUSY while it is in use. With `detach` it goes from sight at once, what was changed in
-/// memory is written first, and whoever has files open keeps them for as long as the connection is served.
+/// Unmounts what is mounted at `target`: EBUSY while it is in use. With `detach` it goes from sight at once, and whoever has files open
+/// keeps them for as long as the connection is served.
 pub fn unmount(target: &Path, detach: bool) -> io::Result<()> {
-    if !detach {
-        return Ok(rustix::mount::unmount(target, UnmountFlags::NOFOLLOW)?);
+    let detach = if detach { UnmountFlags::DETACH } else { UnmountFlags::empty() };
+    Ok(rustix::mount::unmount(target, detach | UnmountFlags::NOFOLLOW)?)
+}
+
+/// How long requests may stand still before they count as those that wait for others: for a lock, say.
+const STILL: Duration = Duration::from_secs(1);
+/// How long those who go on using the mount can keep it from being given up.
+const LONGEST: Duration = Duration::from_secs(10);
+
+/// Has what was changed in memory written to what is mounted at `target`, and waits until that has been served.
+///
+/// syncfs(2) alone begins it: of FUSE's pages the kernel promises no more (`fs/fuse/inode.c`, `fuse_sync_fs`). So the requests of the
+/// connection are counted, by the file system that shows them (`fs/fuse/control.c`), until there are none, or they stand still, or new ones
+/// come all the time.
+pub fn save(target: &Path) -> io::Result<()> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = rustix::fs::open(target, flags, Mode::empty())?;
+    rustix::fs::syncfs(&root)?;
+    let connection = rustix::fs::minor(rustix::fs::fstat(&root)?.st_dev);
+    let Ok(shown) = control(connection) else { return Ok(()) };
+    let began = Instant::now();
+    let (mut last, mut since) = (None, began);
+    while since.elapsed() < STILL && began.elapsed() < LONGEST {
+        let mut digits = [0; 24];
+        // It is counted at the first read after each open.
+        let waiting = rustix::fs::openat(&shown, "waiting", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+        let length = rustix::io::read(&waiting, &mut digits)?;
+        if matches!(digits.get(..length).unwrap_or_default().trim_ascii(), b"" | b"0") {
+            break;
+        }
+        if last.replace(digits) != Some(digits) {
+            since = Instant::now();
+        }
+        std::thread::sleep(Duration::from_millis(1));
     }
-    // A dead mount cannot be opened, and has nothing that could still be written.
-    if let Ok(root) = rustix::fs::open(target, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()) {
-        let _ = rustix::fs::syncfs(root);
+    Ok(())
+}
+
+/// The directory that shows a connection: in the file system that most hosts have mounted, or in an instance that nobody sees, which takes
+/// CAP_SYS_ADMIN.
+fn control(connection: u32) -> io::Result<OwnedFd> {
+    let (flags, none) = (OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+    if let Ok(shown) = rustix::fs::open(format!("/sys/fs/fuse/connections/{connection}"), flags, none) {
+        return Ok(shown);
     }
-    Ok(rustix::mount::unmount(target, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)?)
+    let context = rustix::mount::fsopen("fusectl", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    rustix::mount::fsconfig_create(context.as_fd())?;
+    let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY;
+    let connections = rustix::mount::fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
+    Ok(rustix::fs::openat(connections, connection.to_string(), flags, none)?)
 }
