@@ -18,13 +18,16 @@ from virtiofs import (
     ConfigError,
     Entry,
     Node,
+    Open,
     Passthrough,
     Policy,
     Request,
     Rule,
     _core,
+    explain,
     mount,
 )
+from virtiofs.audit import Audit, OpenEvent
 from virtiofs.host import has_capability
 from virtiofs.testing import Guest
 
@@ -257,3 +260,90 @@ def test_rules_in_a_file(tree: Path, tmp_path: Path) -> None:
 def test_what_is_no_rule(given: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Policy(Rule(**given))  # type: ignore[arg-type]
+
+
+def test_each_open_is_decided(tree: Path) -> None:
+    asked = []
+
+    def decide(request: Request, node: Node, flags: int) -> Open | None:
+        asked.append(node.path.name)
+        if node.path.name == "large":
+            raise OSError(errno.EBUSY, "not now")
+        if node.path.name == "hello" and flags & os.O_ACCMODE == os.O_RDONLY:
+            fd = os.memfd_create("other")
+            os.write(fd, b"in its place")
+            return Open(backing=fd)
+        return None
+
+    fs = Passthrough(tree, policy=Policy(Rule(name="*.tmp", hidden=True), on_open=decide))
+    routes = {route.operation: route for route in explain(fs).routes}
+    assert (routes["open"].by, routes["open"].note) == ("Python", "Policy.on_open")
+    assert routes["read"].by == "native"
+    with Guest(fs) as guest:
+        assert guest.read_file("hello") == b"in its place"
+        guest.write_file("hello", b"written")
+        with fails(errno.EBUSY):
+            guest.read_file("large")
+        guest.write_file("made", b"here")
+        assert guest.read_file("made") == b"here"
+        assert not guest.exists("a.tmp")
+    assert (tree / "hello").read_bytes() == b"written"
+    assert asked == ["hello", "hello", "large", "made", "made"], "files that are made are opened too"
+
+
+def test_a_decision_comes_before_a_method(tree: Path) -> None:
+    class Opens(Passthrough):
+        async def open(self, request: Request, node: Node, flags: int) -> Open | None:  # type: ignore[override]
+            opened.append(node.path.name)
+            return super().open(request, node, flags)
+
+    def decide(request: Request, node: Node, flags: int) -> None:
+        if node.path.name == "large":
+            raise PermissionError(node.path)
+
+    opened: list[str] = []
+    with Guest(Opens(tree, policy=Policy(on_open=decide))) as guest:
+        assert guest.read_file("hello") == b"hello from the host\n"
+        with fails(errno.EACCES):
+            guest.read_file("large")
+    assert opened == ["hello"]
+
+
+def test_opens_are_told(tree: Path) -> None:
+    events: list[OpenEvent] = []
+    going_on = threading.Event()
+
+    def hear(event: OpenEvent) -> None:
+        assert going_on.wait(20)
+        events.append(event)
+
+    def decide(request: Request, node: Node, flags: int) -> None:
+        if node.path.name == "large":
+            raise OSError(errno.EBUSY, "not now")
+
+    audit = Audit(hear, size=2)
+    with Guest(Passthrough(tree, policy=Policy(on_open=decide, audit=audit)), uid=5, gid=6) as guest:
+        assert guest.read_file("sub/deep") == b"deep"
+        with fails(errno.EBUSY):
+            guest.read_file("large")
+        for _ in range(10):
+            guest.read_file("hello")
+        assert not events, "nobody waited for it"
+    going_on.set()
+    assert audit.flush(20)
+    assert audit.lost in (9, 10), "two wait, and one may be at the function"
+    first, second = events[:2]
+    assert (os.path.basename(first.path), first.errno, first.replaced) == ("deep", 0, False)
+    assert (first.uid, first.gid) == (5, 6)
+    assert first.flags & os.O_ACCMODE == os.O_RDONLY
+    assert (os.path.basename(second.path), second.errno) == ("large", errno.EBUSY)
+
+
+def test_bad_hooks() -> None:
+    async def decide(request: Request, node: Node, flags: int) -> None:
+        pass
+
+    with pytest.raises(ConfigError, match="on_open may not be async"):
+        Policy(on_open=decide)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="1 event or more has to wait, not 0"):
+        Audit(print, size=0)

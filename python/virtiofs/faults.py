@@ -1,5 +1,6 @@
 """What is told of methods that fail in a way that is no answer to a guest."""
 
+import errno
 import traceback
 from typing import Final
 
@@ -8,7 +9,26 @@ from . import _core
 _MOST: Final = 1000
 """Kinds that are remembered."""
 
+_NUMBERS: Final = {
+    FileNotFoundError: errno.ENOENT,
+    FileExistsError: errno.EEXIST,
+    PermissionError: errno.EACCES,
+    NotADirectoryError: errno.ENOTDIR,
+    IsADirectoryError: errno.EISDIR,
+    BlockingIOError: errno.EAGAIN,
+    BrokenPipeError: errno.EPIPE,
+    TimeoutError: errno.ETIMEDOUT,
+    NotImplementedError: errno.EOPNOTSUPP,
+}
+
 _told: set[tuple[str, type[BaseException], str, int]] = set()
+
+
+def number(error: BaseException) -> int:
+    """Returns the errno that a guest gets for an exception of a method."""
+    if isinstance(error, OSError) and (error.errno or 0) > 0:
+        return error.errno or 0
+    return next((number for kind, number in _NUMBERS.items() if isinstance(error, kind)), errno.EIO)
 
 
 def report(name: str, error: BaseException) -> None:

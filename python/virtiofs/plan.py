@@ -130,6 +130,9 @@ def explain(fs: "FileSystem | type[FileSystem]") -> Plan:
     found = {name: _route(kind, name) for name in (*OPERATIONS, *MOMENTS)}
     if found["getattr"].by == NOBODY:
         raise hinted(ConfigError(f"{kind.__name__} has no getattr"), "define it: every file system needs it")
+    policy = None if isinstance(fs, type) else getattr(fs, "policy", None)
+    if policy is not None and policy.sees_opens and found["open"].by != PYTHON:
+        found["open"] = Route("open", PYTHON, note="Policy.on_open" if policy.on_open is not None else "Policy.audit")
     has = {name for name, route in found.items() if route.by == PYTHON}
     native = any(route.by == NATIVE for route in found.values())
     refused: set[str] = set()
@@ -224,6 +227,10 @@ def _awaits(method: Callable[..., Any]) -> bool:
 def _handler(fs: "FileSystem", route: Route) -> Callable[..., Any]:
     """Returns what is called for an operation: the bound method, but for listings, whose items are taken out while it runs."""
     method: Callable[..., Any] = getattr(fs, route.operation)
+    policy = getattr(fs, "policy", None)
+    if route.operation == "open" and policy is not None and policy.sees_opens:
+        opening: Callable[..., Any] = policy.opening(method, awaits=route.awaits)
+        return opening
     if route.operation not in ("readdir", "readdirplus"):
         return method
     import inspect

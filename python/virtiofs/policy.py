@@ -1,16 +1,22 @@
 """What holds for single files of a directory: rules that are asked once per inode, when a guest first meets it."""
 
 import grp
+import inspect
+import os
 import pwd
 import stat
+import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from . import _core, cache, dax
+from .audit import Audit, OpenEvent
 from .cache import Cache
 from .errors import ConfigError, hinted
-from .types import Attr
+from .faults import number
+from .types import Attr, Node, Open, Request
 
 KINDS: Final[dict[str, int]] = {
     "file": stat.S_IFREG,
@@ -147,16 +153,83 @@ class Policy:
             ),
         )
 
+    What is decided anew at each open is a function, `on_open`. It gets what `Passthrough.open` gets, and lets the file be
+    opened by returning None, refuses by raising an OSError, or puts another file in its place: ``return Open(backing=fd)``.
+    What is then read and written stays native.
+
     Args:
         rules: The rules, the most important one first; up to 128.
+        on_open: Asked at each open of a file.
+        audit: Told of each open of a file and what became of it, on a thread of its own: no guest waits for it.
 
     Raises:
-        ConfigError: There are too many, or a glob is none.
+        ConfigError: There are too many, a glob is none, or `on_open` is a coroutine.
     """
 
-    def __init__(self, *rules: Rule) -> None:
+    def __init__(
+        self,
+        *rules: Rule,
+        on_open: Callable[[Request, Node, int], Open | None] | None = None,
+        audit: Audit | Callable[[OpenEvent], object] | None = None,
+    ) -> None:
         self.rules: Final = rules
+        self.on_open: Final = on_open
+        self.audit: Final = audit if audit is None or isinstance(audit, Audit) else Audit(audit)
+        if inspect.iscoroutinefunction(on_open):
+            raise hinted(ConfigError("on_open may not be async"), "override Passthrough.open, which may")
         self.native()
+
+    @property
+    def sees_opens(self) -> bool:
+        """Whether each open has to come to Python."""
+        return self.on_open is not None or self.audit is not None
+
+    def opening(self, method: Callable[..., Any], *, awaits: bool) -> Callable[..., Any]:
+        """Returns what is called for an open instead of the method that opens."""
+
+        def decided(request: Request, node: Node, flags: int) -> Open | None:
+            return None if self.on_open is None else self.on_open(request, node, flags)
+
+        async def awaited(request: Request, node: Node, flags: int) -> Any:
+            with self._told(request, node, flags) as outcome:
+                answer = decided(request, node, flags)
+                outcome.replaced = answer is not None
+                return await method(request, node, flags) if answer is None else answer
+
+        def called(request: Request, node: Node, flags: int) -> Any:
+            with self._told(request, node, flags) as outcome:
+                answer = decided(request, node, flags)
+                outcome.replaced = answer is not None
+                return method(request, node, flags) if answer is None else answer
+
+        return awaited if awaits else called
+
+    @contextmanager
+    def _told(self, request: Request, node: Node, flags: int) -> Iterator["_Outcome"]:
+        outcome = _Outcome()
+        if self.audit is None:
+            yield outcome
+            return
+        # Before it is opened: who is asked may rename it.
+        path, refused = os.fspath(node.path), 0
+        try:
+            yield outcome
+        except BaseException as error:
+            refused = number(error)
+            raise
+        finally:
+            self.audit.tell(
+                OpenEvent(
+                    time_ns=time.time_ns(),
+                    path=path,
+                    flags=flags,
+                    uid=request.uid,
+                    gid=request.gid,
+                    pid=request.pid,
+                    errno=refused,
+                    replaced=outcome.replaced,
+                )
+            )
 
     def native(self, *, attr_timeout: float | None = None) -> _core.Rules:
         """Returns the native program. For file systems, which ask once."""
@@ -169,13 +242,23 @@ class Policy:
         return iter(self.rules)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Policy) and self.rules == other.rules
+        return isinstance(other, Policy) and self._parts == other._parts
 
     def __hash__(self) -> int:
-        return hash(self.rules)
+        return hash(self._parts)
+
+    @property
+    def _parts(self) -> tuple[object, ...]:
+        return self.rules, self.on_open, self.audit
 
     def __repr__(self) -> str:
         return f"Policy({len(self.rules)} rules)"
+
+
+class _Outcome:
+    """What became of an open."""
+
+    replaced = False
 
 
 def _strings(called: str, value: str | Sequence[str]) -> list[str]:
