@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+# What users import; everything else may change.
+PDOC := --docformat google virtiofs '!virtiofs\.' $(addprefix virtiofs.,audit cache errors fsspecfs memory paths sandbox testing xattrmap)
 SOURCES := pyproject.toml Cargo.toml Cargo.lock README.md LICENSE \
 	$(shell find rust python -type f \( -name '*.rs' -o -name '*.toml' -o -name '*.py' -o -name '*.pyi' -o -name py.typed \))
 
@@ -76,6 +78,10 @@ bench: $(VENV)/tools guests ## All benchmarks, into docs/benchmarks (let the mac
 bench-guest: $(VENV)/tools guests ## Against virtio-9p and virtiofsd in one guest under QEMU (BENCH="--out FILE --rounds N ..."; root for DAX)
 	$(BIN)/python benches/guest/run.py $(BENCH)
 
+.PHONY: api
+api: $(VENV)/tools ## The API reference from the docstrings, as HTML in docs/api
+	$(BIN)/pdoc $(PDOC) --output-directory docs/api
+
 .PHONY: format
 format: rust-components $(VENV)/tools ## Format everything
 	cargo fmt --all
@@ -92,7 +98,7 @@ wheel: $(BIN)/python ## Build a wheel into dist/
 
 .PHONY: clean
 clean: ## Remove what was built
-	rm -rf $(VENV) dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) dist docs/api .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	cargo clean --quiet
 
 .PHONY: rust-components
