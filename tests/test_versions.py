@@ -143,6 +143,12 @@ def test_bad_tables(tmp_path: Path) -> None:
     assert Share(directory=str(tmp_path)).version_table() is None
 
 
+def test_a_python_file_system_takes_a_table_from_its_settings() -> None:
+    fs = Share(fs="virtiofs.memory:MemoryFS", version_slots=64).filesystem()
+    assert fs.version_table is not None
+    assert fs.version_table.slots == 64
+
+
 def test_a_table_tells_of_itself(tmp_path: Path) -> None:
     table = VersionTable(64)
     assert (table.slots, table.size, table.path, repr(table)) == (64, 4608, None, "VersionTable(64)")

@@ -140,13 +140,16 @@ class Share:
                 settings["version_table"] = table
             return _made(make, self.fs, self.directory, self.cache, **settings, **self.arguments)
         default = Share()
-        for name in ("directory", "cache", "version_slots", "coherence_dir", *SETTINGS):
+        for name in ("directory", "cache", *SETTINGS):
             if getattr(self, name) != getattr(default, name):
                 raise hinted(
                     ConfigError(f"{self.fs} shares no directory of this host and takes no {name}"),
                     "give it what it takes as arguments",
                 )
-        return _made(make, self.fs, **self.arguments)
+        made = _made(make, self.fs, **self.arguments)
+        if (table := self.version_table()) is not None:
+            made.version_table = table
+        return made
 
     def server(self) -> Server:
         """Returns the server of the share, not started."""

@@ -1,5 +1,6 @@
 """The device inside a virtual machine monitor that is written in Python."""
 
+import mmap
 import os
 import weakref
 from collections.abc import Callable, Sequence
@@ -63,17 +64,21 @@ class SharedMemory:
     """A piece of this process's memory that the device offers to its guest.
 
     Attributes:
-        id: By what the driver asks for it (virtio 1.3, 2.10): 0 is the DAX window.
+        id: By what the driver asks for it (virtio 1.3, 2.10): 0 is the DAX window, 1 the version table.
         size: Bytes.
-        host_address: Where it begins in this process, at a multiple of 2 MiB. Given to the guest as memory, once
-            (KVM_SET_USER_MEMORY_REGION): what is mapped there comes and goes by itself.
-        guest_address: Where `Device.place_window` has said that the guest sees it, or None.
+        host_address: Where it begins in this process: the window at a multiple of 2 MiB, the table at a page. Given to the
+            guest as memory, once (KVM_SET_USER_MEMORY_REGION, the table with KVM_MEM_READONLY): what is mapped in the window
+            comes and goes by itself.
+        guest_address: Where `Device.place_window` or `Device.place_version_table` has said that the guest sees it, or None.
+        fd: Descriptor of the table, which can only be read, for a VMM that maps it by itself; it is open as long as the device
+            lives. None for the window.
     """
 
     id: int
     size: int
     host_address: int
     guest_address: int | None
+    fd: int | None = None
 
 
 class Device:
@@ -137,6 +142,7 @@ class Device:
             workers=workers,
             want=fs.init_flags | (dax.FLAGS if window else 0),
             window=window,
+            follow=fs.version_table,
         )
         self._exit: Final = _Exit(self)
         running.add(self._exit)
@@ -159,8 +165,11 @@ class Device:
 
     @property
     def queue_count(self) -> int:
-        """Queues of the device: hiprio (index 0) and the request queues."""
-        return 1 + self.request_queues
+        """Queues of the device: hiprio (index 0) and the request queues.
+
+        One more, at index 1, for a driver that accepted VIRTIO_FS_F_NOTIFICATION (bit 0).
+        """
+        return 1 + self.request_queues + (self.accepted_features & 1)
 
     @property
     def state(self) -> Literal["ready", "running", "paused", "closed"]:
@@ -244,11 +253,25 @@ class Device:
 
     @property
     def shared_memory(self) -> list[SharedMemory]:
-        """What the device has for its guest's address space: the DAX window, if there is one."""
-        if (window := self._native.window) is None:
-            return []
-        size, host_address, guest_address = window
-        return [SharedMemory(id=0, size=size, host_address=host_address, guest_address=guest_address)]
+        """What the device has for its guest's address space: the DAX window, and the version table of its file system."""
+        regions = []
+        if (window := self._native.window) is not None:
+            size, host, guest = window
+            regions.append(SharedMemory(id=0, size=size, host_address=host, guest_address=guest))
+        if (table := self._native.version_table) is not None:
+            size, host, fd, guest = table
+            regions.append(SharedMemory(id=1, size=size, host_address=host, guest_address=guest, fd=fd))
+        return regions
+
+    def place_version_table(self, guest_address: int | None) -> None:
+        """Says where the guest sees the version table: None for nowhere. `MmioTransport` tells the driver.
+
+        Raises:
+            ValueError: The guest could not map it there: the address is no multiple of the size of a page.
+        """
+        if guest_address is not None and guest_address % mmap.PAGESIZE:
+            raise ValueError(f"the version table cannot lie at {guest_address:#x}, which is no multiple of a page")
+        self._native.place_table(guest_address)
 
     def place_window(self, guest_address: int | None) -> None:
         """Says where the guest sees the DAX window: None for nowhere, as while a PCI bar is off.

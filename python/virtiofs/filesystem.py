@@ -91,7 +91,7 @@ class FileSystem:
     """Let the guest collect writes and send them later. Only where nobody else changes the files."""
 
     version_table: "_core.VersionTable | None" = None
-    """Where changes are told, for those who remember what they were told: see ``docs/version-table.md``."""
+    """Where changes are told, for those who remember what they were told: see ``docs/version-table.md`` and `changed`."""
 
     lanes: int = 1
     """Threads that methods are called from. With one, methods need no locks."""
@@ -121,6 +121,27 @@ class FileSystem:
             attr_timeout: Seconds for which a guest trusts attributes in its answers; None for those of `cache`.
         """
         return None
+
+    def changed(self, node: Any) -> None:
+        """Says that a node changed: its data or attributes, or the names in a directory. Call it after the change.
+
+        Whoever remembers something of it by `version_table` asks again, in all guests and mounts at once; without a table this
+        does nothing, and what guests remember lasts as long as `cache` says.
+
+        What guests change by methods of the class is said by itself, for the nodes that the method was given. Other nodes
+        that such a change concerns are for the method to tell: the one whose name `unlink` took away, if its attributes count
+        names.
+
+        Args:
+            node: As it was answered in an `Entry`, or `root`. A string or number is the same node in all processes that share
+                a table; any other object is its own in this process.
+        """
+        if (table := self.version_table) is None:
+            return
+        if node is self or node is self.root:
+            table.root_changed()
+        else:
+            table.node_changed(node)
 
     # The session.
 

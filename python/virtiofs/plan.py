@@ -194,6 +194,7 @@ def engine(fs: "FileSystem") -> "_core.HostDir | _core.Routed":
         negative_timeout=fs.cache.negative_timeout,
         open_flags=fs.cache.open_flags,
         dir_open_flags=fs.cache.dir_open_flags,
+        versions=fs.version_table,
     )
 
 

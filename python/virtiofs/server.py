@@ -149,6 +149,7 @@ class Server:
                 want=self.fs.init_flags | (FLAGS if self.dax_window else 0),
                 dax_window=self.dax_window,
                 dax_barrier=self.dax_barrier,
+                follow=self.fs.version_table,
             )
         except BaseException:
             self.close()

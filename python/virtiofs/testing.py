@@ -49,6 +49,9 @@ class Guest(_core.Guest):
         dax: Use the DAX window of a device that has one; a file system gets one of 64 MiB.
         whole_pages: Map as QEMU 11.1 does: nothing that lies behind the end of a file, and no file that may not be written.
         versions: The version table of the share: names, absent names and attributes are kept for exactly as long as it says.
+            True for the one that a device shows its guest (shared memory region 1).
+        notifications: Take the queue of notifications, if the device has one (its file system has a version table): names,
+            absent names and attributes are kept for as long as the server says, unless it says otherwise there.
 
     Raises:
         OSError: Nobody listens, or the server went away.
@@ -154,6 +157,7 @@ class _PrivateDevice:
         self._device = Device(fs, "testing", GuestMemory(), request_queues=queues, dax_window=window)
         if way == "registers":
             self._device.place_window(1 << 40)
+            self._device.place_version_table(1 << 39)
         self.target: Device | MmioTransport = self._device if way == "device" else MmioTransport(self._device)
 
     def close(self) -> None:

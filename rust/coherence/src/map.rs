@@ -34,6 +34,11 @@ impl Map {
         Ok(Map { start, slots: slots as usize })
     }
 
+    /// Where it begins in this process.
+    pub(crate) fn address(&self) -> usize {
+        self.start.as_ptr() as usize
+    }
+
     fn word(&self, at: usize) -> &AtomicU64 {
         assert!(at < COUNTERS && at.is_multiple_of(8));
         // SAFETY: the mapping is longer than COUNTERS, page-aligned, and lives as long as `self`; `at` keeps the alignment.

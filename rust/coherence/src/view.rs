@@ -12,6 +12,9 @@ use crate::layout;
 use crate::map::Map;
 use crate::protocol::{self, Version};
 
+/// Bytes of a page, the smallest that there are.
+const PAGE: u64 = 4096;
+
 /// A table that can be read.
 #[derive(Debug)]
 pub struct View(Map);
@@ -38,6 +41,16 @@ impl View {
     /// The number of slots; the low bits of a node id are its slot.
     pub fn slots(&self) -> u64 {
         self.0.counters().len() as u64
+    }
+
+    /// Where the mapping begins in this process, for whoever shows it to a guest: whole pages that can only be read.
+    pub fn address(&self) -> usize {
+        self.0.address()
+    }
+
+    /// Bytes of the mapping: the table's, and zeros to the end of its last page.
+    pub fn size(&self) -> u64 {
+        (layout::size(self.slots()) as u64).next_multiple_of(PAGE)
     }
 
     /// Before a question about a node: what to compare with later.

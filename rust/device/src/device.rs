@@ -8,7 +8,8 @@ use parking_lot::{Mutex, RwLock};
 use virtiofs_fuse::Server;
 use virtiofs_virtqueue::{Event, MemoryError, RingConfig, SharedMemory};
 
-use crate::identity::{EVENT_IDX, FEATURES, QUEUE_SIZE_MAX, VERSION_1};
+use crate::identity::{EVENT_IDX, QUEUE_SIZE_MAX, VERSION_1};
+use crate::notices::Notices;
 use crate::pool::Pool;
 use crate::queue::Queue;
 use crate::window::Local;
@@ -50,8 +51,8 @@ impl fmt::Display for State {
 pub enum DeviceError {
     #[error("the device is {is}: to {action}, it must be {wanted}")]
     State { is: State, action: &'static str, wanted: &'static str },
-    #[error("features {0:#x} were not offered: accept some of {FEATURES:#x}")]
-    Features(u64),
+    #[error("features {refused:#x} were not offered: accept some of {offered:#x}")]
+    Features { refused: u64, offered: u64 },
     #[error("VIRTIO_F_VERSION_1 (bit 32) was not accepted: there is no legacy device here")]
     Legacy,
     #[error("queue {index} is none of this device, which has {queues}")]
@@ -65,7 +66,8 @@ pub enum DeviceError {
 /// A queue as a driver set it up.
 #[derive(Clone, Debug)]
 pub struct QueueSetup {
-    /// 0 is the hiprio queue, requests begin at 1.
+    /// 0 is the hiprio queue, requests begin at 1; where the driver accepted VIRTIO_FS_F_NOTIFICATION, 1 is the queue of notifications and
+    /// requests begin at 2.
     pub index: usize,
     /// Entries of the ring, a power of two.
     pub size: u16,
@@ -107,6 +109,8 @@ pub struct Device {
     /// The kicks of the queues that are set up. Beside `life`, so that a kick never waits for a queue that stops.
     kicks: RwLock<Vec<Option<Arc<Event>>>>,
     window: Option<Arc<Local>>,
+    /// Where the guest sees the version table.
+    table_at: Mutex<Option<u64>>,
 }
 
 #[derive(Debug)]
@@ -119,12 +123,12 @@ struct Life {
 impl Device {
     /// A device that serves `server`.
     pub fn new(identity: Identity, server: Arc<Server>, memory: Arc<SharedMemory>, threads: Threads) -> Device {
-        let count = identity.queues();
+        let count = identity.most_queues();
         let (pool, workers) = match threads {
             Threads::Own { slow } => (Arc::new(Pool::new(slow)), None),
             Threads::Shared(workers) => (Arc::clone(&workers.pool), Some(workers)),
         };
-        let with = Surroundings { memory, server, pool, workers };
+        let with = Surroundings { memory, server, pool, workers, notices: None };
         let queues = (0..count).map(|_| Queue::default()).collect();
         Device {
             identity,
@@ -133,6 +137,7 @@ impl Device {
             life: Mutex::new(Life { features: 0, setups: vec![None; count], queues }),
             kicks: RwLock::new(vec![None; count]),
             window: None,
+            table_at: Mutex::default(),
         }
     }
 
@@ -142,6 +147,23 @@ impl Device {
         self.with.server.set_window(Some(Arc::clone(&window) as _));
         self.window = Some(window);
         self
+    }
+
+    /// The same device with a queue of notifications, for drivers that take it.
+    pub fn with_notices(mut self, notices: Arc<Notices>) -> Device {
+        self.identity = self.identity.clone().notifying();
+        self.with.notices = Some(notices);
+        let count = self.identity.most_queues();
+        let life = self.life.get_mut();
+        life.queues.resize_with(count, Queue::default);
+        life.setups.resize(count, None);
+        self.kicks.get_mut().resize(count, None);
+        self
+    }
+
+    /// What tells its driver of changes, if something does.
+    pub fn notices(&self) -> Option<&Arc<Notices>> {
+        self.with.notices.as_ref()
     }
 
     /// Its DAX window, if it has one.
@@ -155,6 +177,16 @@ impl Device {
         window.set_place(&self.with.memory, address)?;
         self.refresh();
         Ok(())
+    }
+
+    /// Says where the guest sees the version table ([`Notices::view`], shared memory region 1), if it does.
+    pub fn place_table(&self, address: Option<u64>) {
+        *self.table_at.lock() = address;
+    }
+
+    /// Where the guest sees the version table.
+    pub fn table_place(&self) -> Option<u64> {
+        *self.table_at.lock()
     }
 
     /// Tag, queues and configuration space.
@@ -174,7 +206,7 @@ impl Device {
 
     /// Feature bits that the device offers.
     pub fn features(&self) -> u64 {
-        FEATURES
+        self.identity.features()
     }
 
     /// Feature bits that the driver accepted; 0 before the device was started.
@@ -200,7 +232,7 @@ impl Device {
     pub fn start(&self, features: u64, queues: Vec<QueueSetup>) -> Result<(), DeviceError> {
         let mut life = self.life.lock();
         self.must_be(&[State::Ready], "start", "ready (new, or reset)")?;
-        check_features(features)?;
+        check_features(features, self.features())?;
         life.features = features;
         let started = queues.into_iter().try_for_each(|setup| self.set_up(&mut life, setup));
         if started.is_err() {
@@ -234,9 +266,10 @@ impl Device {
     }
 
     fn set_up(&self, life: &mut Life, mut setup: QueueSetup) -> Result<(), DeviceError> {
-        let (index, queues) = (setup.index, life.queues.len());
+        let (index, queues) = (setup.index, self.identity.queues(life.features));
         let refuse = |reason: String| DeviceError::Queue { index, reason };
-        let (Some(queue), Some(slot)) = (life.queues.get_mut(index), life.setups.get_mut(index)) else {
+        let (Some(queue), Some(slot), true) = (life.queues.get_mut(index), life.setups.get_mut(index), index < queues)
+        else {
             return Err(DeviceError::NoQueue { index, queues });
         };
         if slot.is_some() {
@@ -251,7 +284,8 @@ impl Device {
         };
         queue.set_kick(Some(Arc::clone(&kick)));
         queue.set_call(setup.call.clone());
-        queue.start(index, ring(&setup, life.features), &self.with).map_err(|error| refuse(error.to_string()))?;
+        let ring = ring(&setup, life.features);
+        queue.start(index, ring, life.features, &self.with).map_err(|error| refuse(error.to_string()))?;
         if let Some(entry) = self.kicks.write().get_mut(index) {
             *entry = Some(Arc::clone(&kick));
         }
@@ -295,7 +329,7 @@ impl Device {
         let Life { features, queues, setups } = &mut *life;
         for (index, (queue, setup)) in queues.iter_mut().zip(setups.iter()).enumerate() {
             let Some(setup) = setup else { continue };
-            if let Err(error) = queue.start(index, ring(setup, *features), &self.with) {
+            if let Err(error) = queue.start(index, ring(setup, *features), *features, &self.with) {
                 for (queue, setup) in queues.iter_mut().zip(setups) {
                     if let (Some(next), Some(setup)) = (queue.halt(), setup) {
                         setup.next = next;
@@ -360,9 +394,9 @@ impl Drop for Device {
 }
 
 /// Whether a driver may accept these features.
-pub(crate) fn check_features(features: u64) -> Result<(), DeviceError> {
-    if features & !FEATURES != 0 {
-        return Err(DeviceError::Features(features & !FEATURES));
+pub(crate) fn check_features(features: u64, offered: u64) -> Result<(), DeviceError> {
+    if features & !offered != 0 {
+        return Err(DeviceError::Features { refused: features & !offered, offered });
     }
     if features & VERSION_1 == 0 {
         return Err(DeviceError::Legacy);

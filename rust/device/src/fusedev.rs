@@ -19,7 +19,6 @@
 mod buffer;
 mod channel;
 mod connection;
-mod follower;
 mod mount;
 mod notifier;
 mod tether;
@@ -28,5 +27,5 @@ mod worker;
 
 pub use connection::{Config, Connection};
 pub use mount::{mount, save, unmount};
-pub use notifier::{Backlog, Notifier};
+pub use notifier::Notifier;
 pub use tether::Tether;

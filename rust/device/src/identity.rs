@@ -3,14 +3,18 @@
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
+use crate::news::MESSAGE_MAX;
+
 /// Device id of a file system device.
 pub const VIRTIO_ID_FS: u32 = 26;
 /// Longest tag in bytes.
 pub const TAG_MAX: usize = 36;
-/// Bytes of configuration space: `tag[36]` and `le32 num_request_queues`.
-pub const CONFIG_SIZE: usize = TAG_MAX + 4;
+/// Bytes of configuration space: `tag[36]`, `le32 num_request_queues` and `le32 notify_buf_size`, which is 0 where there is no such queue.
+pub const CONFIG_SIZE: usize = TAG_MAX + 8;
 /// Queue that carries FORGET and nothing else; requests come on the queues behind it.
 pub const HIPRIO_QUEUE: usize = 0;
+/// Queue of notifications where the driver accepted [`NOTIFICATION`]; requests begin behind it then.
+pub const NOTIFICATION_QUEUE: usize = 1;
 /// Most request queues that a device may have here: vhost-user counts all queues in 8 bits.
 pub const REQUEST_QUEUES_MAX: u16 = 255;
 /// Largest ring that a driver may set up.
@@ -18,6 +22,8 @@ pub const QUEUE_SIZE_MAX: u16 = 32768;
 
 /// virtio feature bits that every device offers.
 pub const FEATURES: u64 = VERSION_1 | 1 << VIRTIO_RING_F_INDIRECT_DESC | 1 << VIRTIO_RING_F_EVENT_IDX;
+/// VIRTIO_FS_F_NOTIFICATION as a mask. Linux accepts it not.
+pub const NOTIFICATION: u64 = 1;
 /// VIRTIO_F_VERSION_1 as a mask.
 pub const VERSION_1: u64 = 1 << VIRTIO_F_VERSION_1;
 /// VIRTIO_F_RING_EVENT_IDX as a mask.
@@ -37,11 +43,12 @@ pub enum InvalidIdentity {
     RequestQueues(u16),
 }
 
-/// Tag and number of request queues.
+/// Tag, number of request queues, and whether there is a queue of notifications.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
     tag: String,
     request_queues: u16,
+    notifies: bool,
 }
 
 impl Identity {
@@ -58,7 +65,22 @@ impl Identity {
         if request_queues == 0 || request_queues > REQUEST_QUEUES_MAX {
             return Err(InvalidIdentity::RequestQueues(request_queues));
         }
-        Ok(Identity { tag: tag.to_owned(), request_queues })
+        Ok(Identity { tag: tag.to_owned(), request_queues, notifies: false })
+    }
+
+    /// The same with a queue of notifications, for drivers that take it.
+    pub fn notifying(self) -> Identity {
+        Identity { notifies: true, ..self }
+    }
+
+    /// Whether there is a queue of notifications.
+    pub fn notifies(&self) -> bool {
+        self.notifies
+    }
+
+    /// Feature bits that the device offers.
+    pub fn features(&self) -> u64 {
+        if self.notifies { FEATURES | NOTIFICATION } else { FEATURES }
     }
 
     /// The name by which the guest mounts the share.
@@ -71,19 +93,27 @@ impl Identity {
         self.request_queues
     }
 
-    /// Number of all queues, hiprio included.
-    pub fn queues(&self) -> usize {
-        1 + usize::from(self.request_queues)
+    /// Number of all queues, hiprio included, for a driver that accepted `features`.
+    pub fn queues(&self, features: u64) -> usize {
+        1 + usize::from(self.request_queues) + usize::from(features & NOTIFICATION != 0)
+    }
+
+    /// The most queues that a driver may set up.
+    pub fn most_queues(&self) -> usize {
+        self.queues(self.features())
     }
 
     /// The configuration space.
     pub fn config_space(&self) -> [u8; CONFIG_SIZE] {
         let mut space = [0; CONFIG_SIZE];
-        let (tag, queues) = space.split_at_mut(TAG_MAX);
+        let (tag, numbers) = space.split_at_mut(TAG_MAX);
         for (to, from) in tag.iter_mut().zip(self.tag.bytes()) {
             *to = from;
         }
-        queues.copy_from_slice(&u32::from(self.request_queues).to_le_bytes());
+        let message = if self.notifies { MESSAGE_MAX as u32 } else { 0 };
+        for (to, from) in numbers.chunks_exact_mut(4).zip([u32::from(self.request_queues), message]) {
+            to.copy_from_slice(&from.to_le_bytes());
+        }
         space
     }
 }
@@ -97,8 +127,18 @@ mod tests {
         let tag = "x".repeat(36);
         let space = Identity::new(&tag, 3).unwrap().config_space();
         assert_eq!(space[..36], *tag.as_bytes());
-        assert_eq!(space[36..], [3, 0, 0, 0]);
+        assert_eq!(space[36..], [3, 0, 0, 0, 0, 0, 0, 0]);
         assert_eq!(Identity::new("a", 1).unwrap().config_space()[1..36], [0; 35]);
+    }
+
+    #[test]
+    fn a_queue_of_notifications_is_there_when_it_is_negotiated() {
+        let plain = Identity::new("a", 2).unwrap();
+        assert_eq!((plain.features(), plain.most_queues()), (FEATURES, 3));
+        let identity = plain.notifying();
+        assert_eq!((identity.queues(FEATURES), identity.queues(FEATURES | NOTIFICATION)), (3, 4));
+        assert_eq!((identity.features(), identity.most_queues()), (FEATURES | 1, 4));
+        assert_eq!(identity.config_space()[36..], [2, 0, 0, 0, 40, 1, 0, 0]);
     }
 
     #[test]

@@ -16,7 +16,7 @@ use virtio_bindings::virtio_config::{
 use virtiofs_virtqueue::Event;
 
 use crate::device::check_features;
-use crate::identity::{QUEUE_SIZE_MAX, VIRTIO_ID_FS};
+use crate::identity::{NOTIFICATION, QUEUE_SIZE_MAX, VIRTIO_ID_FS};
 use crate::{Call, Device, DeviceError, QueueSetup, State};
 
 /// Bytes of the register page: control registers, and the configuration space from [`CONFIG`] on.
@@ -68,6 +68,8 @@ const USED_BUFFER: u32 = 1;
 const CONFIG_CHANGE: u32 = 2;
 /// The shared memory region that is the DAX window (5.11.6.4, `VIRTIO_FS_SHMCAP_ID_CACHE`).
 const WINDOW: u32 = 0;
+/// The one that is the version table: none of the specification's, which has region 0 alone.
+const TABLE: u32 = 1;
 /// What length and base of a shared memory region read as that is not there.
 const NO_REGION: u64 = u64::MAX;
 /// Feature words that there are: 64 bits.
@@ -122,7 +124,7 @@ impl Interrupt {
 impl Mmio {
     /// Registers for `device`, which is started and reset by its driver from now on.
     pub fn new(device: Arc<Device>) -> io::Result<Mmio> {
-        let queues = device.identity().queues();
+        let queues = device.identity().most_queues();
         let kicks = (0..queues).map(|_| Event::new().map(Arc::new)).collect::<io::Result<_>>()?;
         let interrupt = Arc::new(Interrupt::default());
         let registers = Mutex::new(Registers::new(queues));
@@ -193,7 +195,13 @@ impl Mmio {
         let queue = registers.queue();
         match offset {
             r::DEVICE_FEATURES => word(self.device.features(), registers.device_features_sel),
-            r::QUEUE_SIZE_MAX => queue.map_or(0, |_| u32::from(QUEUE_SIZE_MAX)),
+            r::QUEUE_SIZE_MAX => {
+                // A driver that did not accept the queue of notifications has one queue less.
+                let settled = registers.has(FEATURES_OK) && registers.driver_features & NOTIFICATION == 0;
+                let features = if settled { registers.driver_features } else { self.device.features() };
+                let there = (registers.queue_sel as usize) < self.device.identity().queues(features);
+                if there { u32::from(QUEUE_SIZE_MAX) } else { 0 }
+            }
             r::QUEUE_READY => queue.map_or(0, |queue| u32::from(queue.ready)),
             r::STATUS => registers.status,
             r::SHM_LEN_LOW => low(self.shared(&registers).1),
@@ -204,10 +212,14 @@ impl Mmio {
         }
     }
 
-    /// Base and length of the selected region: the DAX window, where it has its place.
+    /// Base and length of the selected region, where it has its place: the DAX window, or the version table.
     fn shared(&self, registers: &Registers) -> (u64, u64) {
-        let window = self.device.window().filter(|_| registers.shm_sel == WINDOW);
-        let region = window.and_then(|window| Some((window.place()?, window.size())));
+        let device = &self.device;
+        let region = match registers.shm_sel {
+            WINDOW => device.window().and_then(|window| Some((window.place()?, window.size()))),
+            TABLE => device.notices().and_then(|notices| Some((device.table_place()?, notices.view().size()))),
+            _ => None,
+        };
         region.unwrap_or((NO_REGION, NO_REGION))
     }
 
@@ -263,7 +275,7 @@ impl Mmio {
         }
         registers.status |= given & (ACKNOWLEDGE | DRIVER | FAILED);
         if given & FEATURES_OK != 0 && !registers.has(FEATURES_OK) {
-            match check_features(registers.driver_features) {
+            match check_features(registers.driver_features, self.device.features()) {
                 Ok(()) if registers.has(ACKNOWLEDGE | DRIVER) => registers.status |= FEATURES_OK,
                 Ok(()) => tracing::debug!("FEATURES_OK before ACKNOWLEDGE and DRIVER"),
                 // The driver reads the status again and finds that it was refused (3.1.1, step 6).

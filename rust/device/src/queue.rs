@@ -7,6 +7,7 @@ use virtiofs_virtqueue::{Event, RingConfig, split};
 
 use crate::Call;
 use crate::completer::Completer;
+use crate::identity::{NOTIFICATION, NOTIFICATION_QUEUE};
 use crate::parking::Parking;
 use crate::worker::{Running, Surroundings};
 
@@ -47,14 +48,25 @@ impl Queue {
         self.call = call;
     }
 
-    /// Starts to take requests from the place that `ring` says. The queue must have a kick.
-    pub(crate) fn start(&mut self, index: usize, ring: RingConfig, with: &Surroundings) -> io::Result<()> {
+    /// Starts to take requests from the place that `ring` says, or to tell where `features` make this the queue for that. The queue must
+    /// have a kick.
+    pub(crate) fn start(
+        &mut self,
+        index: usize,
+        ring: RingConfig,
+        features: u64,
+        with: &Surroundings,
+    ) -> io::Result<()> {
         let kick = self.kick.as_ref().ok_or_else(|| io::Error::other("nothing to be kicked by"))?;
         let (available, used) = split(ring, &with.memory.load()).map_err(io::Error::other)?;
         let completer = Arc::new(Completer::new(&with.memory, used, self.call.clone()));
         self.parking.open(Arc::clone(&completer), self.stopped_at == Some(ring.next_avail));
         tracing::debug!(index, size = ring.size, next = ring.next_avail, "queue starts");
-        self.running = Some(Running::start(index, available, completer, kick, &self.parking, with)?);
+        let notices = with.notices.as_ref().filter(|_| index == NOTIFICATION_QUEUE && features & NOTIFICATION != 0);
+        self.running = Some(match notices {
+            Some(notices) => Running::tell(index, available, completer, kick, notices, with)?,
+            None => Running::start(index, available, completer, kick, &self.parking, with)?,
+        });
         Ok(())
     }
 

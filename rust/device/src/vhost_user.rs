@@ -23,8 +23,8 @@ use parking_lot::{Condvar, Mutex};
 use virtiofs_fuse::{Server, Window};
 use virtiofs_virtqueue::Event;
 
-use crate::Identity;
 use crate::pool::Pool;
+use crate::{Identity, Notices};
 use connection::{Connection, ready};
 use session::Session;
 pub use shmem::Settings as WindowSettings;
@@ -77,6 +77,7 @@ pub struct Daemon {
     shared: Arc<Shared>,
     /// What the thread will serve, until it does.
     waiting: Mutex<Option<(Source, Config)>>,
+    notices: Option<Arc<Notices>>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -116,15 +117,29 @@ impl Daemon {
         if let Source::Listening(listener) = &source {
             listener.set_nonblocking(true)?;
         }
-        Ok(Daemon { shared, waiting: Mutex::new(Some((source, config))), thread: Mutex::default() })
+        Ok(Daemon { shared, waiting: Mutex::new(Some((source, config))), notices: None, thread: Mutex::default() })
+    }
+
+    /// The same with a queue of notifications, for drivers that take it. Before [`Daemon::begin`].
+    pub fn with_notices(mut self, notices: Arc<Notices>) -> Daemon {
+        if let Some((_, config)) = self.waiting.get_mut() {
+            config.identity = config.identity.clone().notifying();
+        }
+        self.notices = Some(notices);
+        self
+    }
+
+    /// What tells the driver of changes, if something does.
+    pub fn notices(&self) -> Option<&Arc<Notices>> {
+        self.notices.as_ref()
     }
 
     /// Begins to serve. Once: the second call does nothing.
     pub fn begin(&self) -> io::Result<()> {
         let Some((source, config)) = self.waiting.lock().take() else { return Ok(()) };
-        let theirs = Arc::clone(&self.shared);
+        let (theirs, notices) = (Arc::clone(&self.shared), self.notices.clone());
         let thread = thread::Builder::new().name("virtiofs-vhost".into()).spawn(move || {
-            theirs.serve(source, &config);
+            theirs.serve(source, &config, notices.as_ref());
             *theirs.ended.lock() = true;
             theirs.ends.notify_all();
             theirs.over.signal();
@@ -183,14 +198,14 @@ impl Drop for Daemon {
 }
 
 impl Shared {
-    fn serve(&self, source: Source, config: &Config) {
+    fn serve(&self, source: Source, config: &Config, notices: Option<&Arc<Notices>>) {
         match source {
-            Source::Connected(stream) => self.session(stream, config),
-            Source::Listening(listener) => self.listen(&listener, config),
+            Source::Connected(stream) => self.session(stream, config, notices),
+            Source::Listening(listener) => self.listen(&listener, config, notices),
         }
     }
 
-    fn listen(&self, listener: &UnixListener, config: &Config) {
+    fn listen(&self, listener: &UnixListener, config: &Config, notices: Option<&Arc<Notices>>) {
         while !self.stopping.load(Ordering::Acquire) {
             let accepted = ready(listener.as_fd(), &self.stop).and_then(|ready| match ready {
                 true => listener.accept().map(Some),
@@ -198,7 +213,7 @@ impl Shared {
             });
             match accepted {
                 Ok(Some((stream, _))) => {
-                    self.session(stream, config);
+                    self.session(stream, config, notices);
                     if config.once {
                         break;
                     }
@@ -215,7 +230,7 @@ impl Shared {
     }
 
     /// Serves one VMM until it goes away, and cleans up behind it.
-    fn session(&self, stream: UnixStream, config: &Config) {
+    fn session(&self, stream: UnixStream, config: &Config, notices: Option<&Arc<Notices>>) {
         let number = self.connections.fetch_add(1, Ordering::Relaxed) + 1;
         self.connected.store(true, Ordering::Relaxed);
         tracing::info!(number, tag = config.identity.tag(), "a VMM is connected");
@@ -223,7 +238,8 @@ impl Shared {
         let served = config.window.map(Shmem::new).transpose().and_then(|window| {
             let window = window.map(Arc::new);
             self.server.set_window(window.clone().map(|window| window as Arc<dyn Window>));
-            let mut session = Session::new(&config.identity, Arc::clone(&self.server), pool, window);
+            let notices = notices.cloned();
+            let mut session = Session::new(&config.identity, Arc::clone(&self.server), pool, window, notices);
             let mut connection = Connection::new(stream)?;
             session.run(&mut connection, &self.stop)?;
             if self.stopping.load(Ordering::Acquire) {

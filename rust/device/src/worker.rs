@@ -10,8 +10,11 @@ use virtiofs_fuse::{Outcome, Scratch, Server};
 use virtiofs_virtqueue::{Available, Event, Memory, Popped, RingError, SharedMemory, Waiter};
 
 use crate::completer::Completer;
+use crate::follower::Follower;
 use crate::identity::HIPRIO_QUEUE;
 use crate::loan::Loan;
+use crate::news::Tell;
+use crate::notices::{Notices, Teller};
 use crate::parking::{Parking, park};
 use crate::pool::Pool;
 use crate::request::{Request, Travelling};
@@ -72,10 +75,11 @@ enum Ended {
     Halted,
 }
 
+/// How a queue's thread is reached.
 #[derive(Debug)]
-struct Control {
-    event: Event,
-    stop: AtomicBool,
+pub(crate) struct Control {
+    pub(crate) event: Event,
+    pub(crate) stop: AtomicBool,
 }
 
 /// What a worker needs beside the ring.
@@ -86,6 +90,8 @@ pub(crate) struct Surroundings {
     pub(crate) pool: Arc<Pool>,
     /// Threads that are shared with other devices; otherwise each queue has its own.
     pub(crate) workers: Option<Arc<Workers>>,
+    /// What the driver is told unasked, if it wants to be.
+    pub(crate) notices: Option<Arc<Notices>>,
 }
 
 /// A queue that is served, and the way to end that.
@@ -95,6 +101,8 @@ pub(crate) struct Running {
     control: Arc<Control>,
     completer: Arc<Completer>,
     server: Arc<Server>,
+    /// Of the queue of notifications.
+    telling: Option<(Arc<Notices>, Follower)>,
 }
 
 /// Who serves a queue.
@@ -139,7 +147,38 @@ impl Running {
                 })?)
             }
         };
-        Ok(Running { by: Some(by), control, completer, server: Arc::clone(&with.server) })
+        Ok(Running { by: Some(by), control, completer, server: Arc::clone(&with.server), telling: None })
+    }
+
+    /// Starts the queue of notifications.
+    pub(crate) fn tell(
+        index: usize,
+        available: Available,
+        completer: Arc<Completer>,
+        kick: &Arc<Event>,
+        notices: &Arc<Notices>,
+        with: &Surroundings,
+    ) -> io::Result<Running> {
+        let control = Arc::new(Control { event: Event::new()?, stop: AtomicBool::new(false) });
+        let teller = Teller {
+            available,
+            waiter: Waiter::new(Arc::clone(kick), &control.event)?,
+            control: Arc::clone(&control),
+            memory: Arc::clone(&with.memory),
+            completer: Arc::clone(&completer),
+            notices: Arc::clone(notices),
+        };
+        notices.open(Arc::clone(&control));
+        let server = Arc::clone(&with.server);
+        let listener = Arc::clone(notices) as Arc<dyn Tell>;
+        // A driver that goes on after a pause has heard nothing meanwhile.
+        let follower = Follower::start(notices.table.changes(), Arc::clone(&server), listener, true)?;
+        let thread = thread::Builder::new().name(format!("virtiofs-q{index}")).spawn(move || {
+            leave_to_others();
+            teller.run()
+        })?;
+        let telling = Some((Arc::clone(notices), follower));
+        Ok(Running { by: Some(By::Thread(thread)), control, completer, server, telling })
     }
 
     /// The half of the queue that completes.
@@ -165,6 +204,10 @@ impl Running {
     }
 
     fn join(&mut self) -> Option<u16> {
+        if let Some((notices, follower)) = self.telling.take() {
+            drop(follower);
+            notices.close();
+        }
         self.control.stop.store(true, Ordering::Release);
         self.control.event.signal();
         let next = match self.by.take()? {

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use rustix::io::Errno;
+use virtiofs_device::Tell;
 use virtiofs_device::fusedev::{self, Config, Connection, Notifier};
 use virtiofs_fuse::wire::{Attr, AttrOut, EntryOut, ROOT_ID};
 use virtiofs_fuse::{Context, Error, FileSystem, Limits, Result, Server};

@@ -79,7 +79,8 @@ fn shared_threads() -> usize {
 #[test]
 fn many_devices_share_two_threads_and_leave_none_behind() {
     let workers = Arc::new(Workers::new(2, 4));
-    let shares: Vec<Share> = (0..40).map(|_| Share::with(2, Threads::Shared(Arc::clone(&workers)))).collect();
+    let shares: Vec<Share> =
+        (0..40).map(|_| Share::of(2, Threads::Shared(Arc::clone(&workers)), |device| device)).collect();
     assert_eq!(shared_threads(), 0, "no device was started");
     let options = || Options { request_queues: 2, in_flight: 4, ..Options::default() };
     let guests: Vec<_> = shares.iter().map(|share| share.guest(options())).collect();
@@ -109,7 +110,7 @@ fn many_devices_share_two_threads_and_leave_none_behind() {
         assert!(Instant::now() < deadline, "a thread without queues stays");
         std::thread::sleep(Duration::from_millis(1));
     }
-    let again = Share::with(1, Threads::Shared(workers));
+    let again = Share::of(1, Threads::Shared(workers), |device| device);
     assert!(again.guest(Options::default()).listdir("").unwrap().is_empty());
 }
 

@@ -5,14 +5,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::{Mutex, RwLock};
-use virtiofs_fuse::Opcode;
 use virtiofs_fuse::wire::InHeader;
+use virtiofs_fuse::{Opcode, Operation};
 use zerocopy::FromBytes;
 
 use crate::channel::{Channel, Outgoing};
 use crate::check::OUT_HEADER;
 use crate::connection::Connection;
 use crate::memory::{Memory, PAGE, Region};
+use crate::notices::{Notice, Notices};
 use crate::ring::{Layout, Ring};
 use crate::session::Session;
 use crate::signal::{Bell, Line, Waiter};
@@ -61,6 +62,7 @@ pub struct Client {
     memory: Arc<Memory>,
     pub(crate) transport: Mutex<Box<dyn Transport>>,
     pub(crate) hiprio: Channel,
+    notices: Option<Notices>,
     requests: Vec<Channel>,
     /// Data pages of a slot.
     pub(crate) pages: usize,
@@ -77,6 +79,8 @@ pub struct Client {
     /// The label of what is made: name and value.
     pub(crate) label: RwLock<Option<(Vec<u8>, Vec<u8>)>>,
     pub(crate) open: AtomicBool,
+    /// Requests that may have changed something.
+    pub(crate) changes: Arc<AtomicU64>,
 }
 
 impl std::fmt::Debug for dyn Transport {
@@ -99,21 +103,34 @@ impl Client {
     }
 
     /// The same over any transport.
-    pub fn over(mut transport: Box<dyn Transport>, options: Options) -> Result<Client> {
+    pub fn over(mut transport: Box<dyn Transport>, mut options: Options) -> Result<Client> {
+        if options.find_versions {
+            let found = transport.versions();
+            options.versions =
+                Some(found.ok_or_else(|| {
+                    Error::Protocol("the device shows no version table (shared memory region 1)".into())
+                })?);
+        }
         let offered = transport.features()?;
         let mut wanted = feature::VERSION_1;
         wanted |= if options.indirect { feature::INDIRECT_DESC } else { 0 };
         wanted |= if options.event_idx { feature::EVENT_IDX } else { 0 };
+        wanted |= if options.notifications { feature::NOTIFICATION } else { 0 };
         let features = offered & wanted;
         if features & feature::VERSION_1 == 0 {
             return Err(Error::Protocol(format!("the device offers no VIRTIO_F_VERSION_1 (features {offered:#x})")));
         }
-        let limit = transport.queue_limit()?.map_or(u64::MAX, |queues| queues.saturating_sub(1));
+        let notifies = features & feature::NOTIFICATION != 0;
+        let others = 1 + u64::from(notifies);
+        let limit = transport.queue_limit()?.map_or(u64::MAX, |queues| queues.saturating_sub(others));
         let config = transport.config()?;
         let of_device = limit.min(config.as_ref().map_or(u64::MAX, |config| u64::from(config.request_queues)));
         let queues = options.request_queues.min(u16::try_from(of_device).unwrap_or(u16::MAX)).max(1);
 
-        let layouts = layouts(&options, features, queues)?;
+        let mut layouts = layouts(&options, features, queues)?;
+        if notifies {
+            layouts.insert(1, Notices::layout(options.queue_size, features & feature::EVENT_IDX != 0));
+        }
         let pages: usize = layouts.iter().map(Layout::memory).sum();
         let memory = Arc::new(Memory::new((pages + pages / 8 + 64) * PAGE, usize::from(options.regions))?);
         let of_slot = layouts.last().map_or(0, |layout| layout.pages);
@@ -126,12 +143,17 @@ impl Client {
             channels.push(Channel::new(ring, Waiter::new(call, transport.life())?, options.timeout, options.polling));
         }
         let hiprio = channels.remove(0);
+        let notices = match notifies {
+            true => Some(Notices::new(channels.remove(0), transport.notify_buf_size()?)?),
+            false => None,
+        };
         let (peer, window) = (transport.peer(), options.dax.then(|| transport.window()).flatten());
         let caller = [options.uid, options.gid, options.pid].map(AtomicU32::new);
         let client = Client {
             memory,
             transport: Mutex::new(transport),
             hiprio,
+            notices,
             requests: channels,
             pages: of_slot,
             lines,
@@ -146,6 +168,7 @@ impl Client {
             caller,
             label: RwLock::default(),
             open: AtomicBool::new(false),
+            changes: Arc::default(),
         };
         client.start()?;
         if client.options.init {
@@ -176,11 +199,22 @@ impl Client {
             let bell = transport.bell(queue.index).unwrap_or_else(|| Bell::Fd(Arc::clone(&queue.kick.1)));
             channel.lock().ring.connect(bell);
         }
-        Ok(())
+        drop(transport);
+        self.notices.as_ref().map_or(Ok(()), Notices::fill)
     }
 
     pub(crate) fn channels(&self) -> impl Iterator<Item = &Channel> {
-        std::iter::once(&self.hiprio).chain(&self.requests)
+        std::iter::once(&self.hiprio).chain(self.notices.as_ref().map(|notices| &notices.channel)).chain(&self.requests)
+    }
+
+    /// Takes what the device has told unasked since the last call.
+    pub fn notices(&self) -> Result<Vec<Notice>> {
+        self.notices.as_ref().map_or(Ok(Vec::new()), Notices::take)
+    }
+
+    /// How much the device has told unasked so far, or `None` if there is no queue for that.
+    pub fn noticed(&self) -> Option<u64> {
+        self.notices.as_ref().map(Notices::taken)
     }
 
     /// Adds `size` bytes of guest memory while the device runs, and tells it.
@@ -253,6 +287,9 @@ impl Client {
             ring.reply_bytes(slot, len, &mut bytes);
             Ok(bytes)
         });
+        if Operation::by_number(header.opcode).is_some_and(|row| row.mutates || row.opcode == Opcode::Open) {
+            self.changes.fetch_add(1, Ordering::Release);
+        }
         match result {
             Ok(result) => result,
             Err(error) => {
@@ -296,7 +333,7 @@ impl Client {
         self.requests.get(turn % self.requests.len()).unwrap_or(&self.hiprio)
     }
 
-    /// The queue `index`: 0 is hiprio.
+    /// The queue `index` as the device counts them: 0 is hiprio.
     pub(crate) fn queue(&self, index: usize) -> Option<&Channel> {
         self.channels().nth(index)
     }

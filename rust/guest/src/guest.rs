@@ -69,7 +69,11 @@ impl Guest {
 
     fn with(client: Client) -> Guest {
         let options = client.options();
-        let nodes = Mutex::new(Nodes::new(options.cached_names.max(1), options.versions.clone()));
+        let mut nodes = Nodes::new(options.cached_names.max(1), options.versions.clone());
+        if client.noticed().is_some() {
+            nodes.listen(Arc::clone(&client.changes));
+        }
+        let nodes = Mutex::new(nodes);
         Guest { inner: Arc::new(Inner { client, nodes, umask: 0o022, lacks: Default::default() }) }
     }
 
@@ -217,6 +221,7 @@ impl Guest {
     }
 
     fn attributes_of(&self, path: &Path, follow: bool) -> Result<Attr> {
+        self.hear()?;
         if let Some(known) = self.inner.nodes.lock().walk(path.as_os_str().as_bytes(), follow) {
             return known;
         }

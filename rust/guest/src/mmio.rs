@@ -3,6 +3,8 @@
 
 use std::sync::Arc;
 
+use virtiofs_coherence::View;
+
 use crate::memory::{Memory, Region};
 use crate::signal::Bell;
 use crate::transport::{Config, Queue, Transport};
@@ -41,6 +43,8 @@ const NEEDS_RESET: u32 = 64;
 
 /// The shared memory region that is the DAX window (`VIRTIO_FS_SHMCAP_ID_CACHE`).
 const WINDOW: u32 = 0;
+/// The one that is the version table.
+const TABLE: u32 = 1;
 
 /// "virt", and the id of a file system device.
 const MAGIC: u32 = 0x7472_6976;
@@ -62,6 +66,11 @@ pub trait Machine: Send + Sync {
 
     /// What the guest has at `address`, if that is a DAX window of `size` bytes.
     fn window(&self, _address: u64, _size: u64) -> Option<Arc<Mapped>> {
+        None
+    }
+
+    /// What the guest has at `address`, if that is a version table in `size` bytes.
+    fn versions(&self, _address: u64, _size: u64) -> Option<Arc<View>> {
         None
     }
 
@@ -117,6 +126,13 @@ impl Mmio {
         self.set(STATUS, ACKNOWLEDGE);
         self.set(STATUS, ACKNOWLEDGE | DRIVER);
         Ok(())
+    }
+
+    /// Address and size of a shared memory region. A length of all ones: there is no such region (4.2.2, SHMLen).
+    fn shared(&self, region: u32) -> Option<(u64, u64)> {
+        self.set(SHM_SEL, region);
+        let (size, address) = (self.get_wide(SHM_LEN), self.get_wide(SHM_BASE));
+        (size != u64::MAX).then_some((address, size))
     }
 
     fn set_up(&self, queue: &Queue) -> Result<()> {
@@ -181,6 +197,10 @@ impl Transport for Mmio {
                 return Ok(Some(Config::parse(&space)));
             }
         }
+    }
+
+    fn notify_buf_size(&mut self) -> Result<u32> {
+        Ok(self.get(CONFIG + Config::SIZE as u64))
     }
 
     fn queue_limit(&mut self) -> Result<Option<u64>> {
@@ -259,11 +279,14 @@ impl Transport for Mmio {
         Ok(Vec::new())
     }
 
-    /// A length of all ones: there is no such region (4.2.2, SHMLen).
     fn window(&self) -> Option<Arc<Mapped>> {
-        self.set(SHM_SEL, WINDOW);
-        let (size, address) = (self.get_wide(SHM_LEN), self.get_wide(SHM_BASE));
-        if size == u64::MAX { None } else { self.machine.window(address, size) }
+        let (address, size) = self.shared(WINDOW)?;
+        self.machine.window(address, size)
+    }
+
+    fn versions(&self) -> Option<Arc<View>> {
+        let (address, size) = self.shared(TABLE)?;
+        self.machine.versions(address, size)
     }
 
     fn reset(&mut self) -> Result<bool> {

@@ -2,21 +2,30 @@
 //! dentry and inode caches of a kernel, reduced to what FORGET depends on.
 //!
 //! A name holds for as long as the server said. With a version table it holds as long as its directory's counter stands, and then an absent
-//! name and attributes are remembered as well.
+//! name and attributes are remembered as well; so they are with notifications, for as long as the server said.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use hashbrown::HashMap;
 use virtiofs_coherence::{Version, View};
-use virtiofs_fuse::wire::{Attr, EntryOut, ROOT_ID};
+use virtiofs_fuse::wire::{Attr, AttrOut, EntryOut, ROOT_ID};
 
-use crate::{Error, Result};
+use crate::{Error, Notice, Result};
 
 /// A node and how many counts of it go back to the server.
 pub(crate) type Forget = (u64, u64);
-/// What a version table said of a node before the question; `None` without one.
-pub(crate) type Noted = Option<Version>;
+/// What was known before the question.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Noted {
+    /// By a version table, if there is one.
+    version: Option<Version>,
+    /// Notifications so far.
+    heard: u64,
+    /// Changes of our own so far.
+    changes: u64,
+}
 
 #[derive(Debug, Default)]
 struct Node {
@@ -25,7 +34,15 @@ struct Node {
     pins: u32,
     /// Names that lead to it.
     names: u32,
-    attr: Option<(Attr, Version)>,
+    attr: Option<Known>,
+}
+
+/// Attributes, and the changes of our own before they were asked for.
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    attr: Attr,
+    holds: Holds,
+    changes: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -44,8 +61,8 @@ pub(crate) enum Leads {
 
 #[derive(Clone, Copy, Debug)]
 enum Holds {
-    /// No end: longer than the clock can tell.
-    Until(Option<Instant>),
+    /// No end: longer than the clock can tell. Names also end with their epoch.
+    Until(Option<Instant>, u64),
     /// As long as the directory's counter stands.
     While(Version),
 }
@@ -54,11 +71,17 @@ enum Holds {
 #[derive(Debug, Default)]
 pub(crate) struct Nodes {
     nodes: HashMap<u64, Node>,
-    root: Option<(Attr, Version)>,
+    root: Option<Known>,
     directories: HashMap<u64, HashMap<Box<[u8]>, Name>>,
     names: usize,
     limit: usize,
     versions: Option<Arc<View>>,
+    /// Notifications so far; `None` where there are none. Without them attributes are not kept by the clock.
+    heard: Option<u64>,
+    /// Told by notification to be over.
+    epoch: u64,
+    /// Changes of our own: each may have changed any attributes.
+    changes: Arc<AtomicU64>,
 }
 
 impl Nodes {
@@ -66,9 +89,53 @@ impl Nodes {
         Nodes { limit, versions, ..Nodes::default() }
     }
 
+    /// There are notifications; `changes` counts what this guest itself may have changed.
+    pub(crate) fn listen(&mut self, changes: Arc<AtomicU64>) {
+        (self.heard, self.changes) = (Some(0), changes);
+    }
+
     /// Before a question about a node.
     pub(crate) fn note(&self, nodeid: u64) -> Noted {
-        self.versions.as_ref().map(|view| view.note(nodeid))
+        Noted {
+            version: self.versions.as_ref().map(|view| view.note(nodeid)),
+            heard: self.heard.unwrap_or(0),
+            changes: self.changes.load(Ordering::Acquire),
+        }
+    }
+
+    /// Forgets what a notification says is old. Answers that are on their way are not kept: what they say may be old as well.
+    pub(crate) fn heard(&mut self, notice: &Notice) -> Vec<Forget> {
+        self.heard = self.heard.map(|heard| heard + 1);
+        match notice {
+            Notice::Inode { node: ROOT_ID, .. } => self.root = None,
+            Notice::Inode { node, .. } => {
+                if let Some(node) = self.nodes.get_mut(node) {
+                    node.attr = None;
+                }
+            }
+            Notice::Entry { parent, name } => return self.forget_name(*parent, name),
+            Notice::Delete { parent, child, name } => {
+                if let Some(child) = self.nodes.get_mut(child) {
+                    child.attr = None;
+                }
+                return self.forget_name(*parent, name);
+            }
+            Notice::Epoch => self.epoch += 1,
+        }
+        Vec::new()
+    }
+
+    /// For how long an answer holds: at once no more if a notification came since the question.
+    fn holds(&self, seconds: u64, nanoseconds: u32, noted: Noted) -> Holds {
+        let now = Instant::now();
+        match noted.version {
+            Some(version) => Holds::While(version),
+            None if self.heard.is_some_and(|heard| heard != noted.heard) => Holds::Until(Some(now), self.epoch),
+            None => {
+                let valid = Duration::from_secs(seconds) + Duration::from_nanos(u64::from(nanoseconds));
+                Holds::Until(now.checked_add(valid), self.epoch)
+            }
+        }
     }
 
     fn stands(&self, nodeid: u64, version: Version) -> bool {
@@ -79,7 +146,7 @@ impl Nodes {
     pub(crate) fn entered(&mut self, parent: u64, name: &[u8], entry: &EntryOut, noted: Noted) -> Vec<Forget> {
         let mut gone = self.forget_name(parent, name);
         gone.extend(self.make_room());
-        let holds = noted.map_or_else(|| until(entry.entry_valid, entry.entry_valid_nsec), Holds::While);
+        let holds = self.holds(entry.entry_valid, entry.entry_valid_nsec, noted);
         let node = self.nodes.entry(entry.nodeid).or_default();
         node.nlookup += 1;
         node.pins += 1;
@@ -89,12 +156,14 @@ impl Nodes {
         gone
     }
 
-    /// The server knows no such name. Remembered with a version table alone.
-    pub(crate) fn absent(&mut self, parent: u64, name: &[u8], noted: Noted) -> Vec<Forget> {
+    /// The server knows no such name, or said so by `nothing`, for a time. Remembered with a version table or notifications alone.
+    pub(crate) fn absent(&mut self, parent: u64, name: &[u8], nothing: Option<&EntryOut>, noted: Noted) -> Vec<Forget> {
         let mut gone = self.forget_name(parent, name);
-        if let Some(version) = noted {
+        if noted.version.is_some() || self.heard.is_some() && nothing.is_some() {
             gone.extend(self.make_room());
-            self.insert(parent, name, Name { leads: Leads::Nowhere, holds: Holds::While(version) });
+            let (seconds, nanoseconds) = nothing.map_or((0, 0), |entry| (entry.entry_valid, entry.entry_valid_nsec));
+            let holds = self.holds(seconds, nanoseconds, noted);
+            self.insert(parent, name, Name { leads: Leads::Nowhere, holds });
         }
         gone
     }
@@ -131,7 +200,7 @@ impl Nodes {
         let found = self.directories.get(&parent)?.get(name)?;
         let holds = match found.holds {
             Holds::While(version) => self.stands(parent, version),
-            Holds::Until(until) => until.is_none_or(|until| until > Instant::now()),
+            Holds::Until(until, epoch) => epoch == self.epoch && lasts(until),
         };
         holds.then_some(found.leads)
     }
@@ -148,13 +217,21 @@ impl Nodes {
     /// Attributes of a node, while they hold.
     #[inline]
     pub(crate) fn attributes(&self, nodeid: u64) -> Option<Attr> {
-        let known = if nodeid == ROOT_ID { self.root } else { self.nodes.get(&nodeid)?.attr };
-        known.filter(|(_, version)| self.stands(nodeid, *version)).map(|(attr, _)| attr)
+        let known = if nodeid == ROOT_ID { self.root } else { self.nodes.get(&nodeid)?.attr }?;
+        let holds = match known.holds {
+            Holds::While(version) => self.stands(nodeid, version),
+            Holds::Until(until, _) => known.changes == self.changes.load(Ordering::Acquire) && lasts(until),
+        };
+        holds.then_some(known.attr)
     }
 
     /// The server told the attributes of a node after `noted`.
-    pub(crate) fn told(&mut self, nodeid: u64, attr: Attr, noted: Noted) {
-        let told = noted.map(|version| (attr, version));
+    pub(crate) fn told(&mut self, nodeid: u64, out: &AttrOut, noted: Noted) {
+        let told = (noted.version.is_some() || self.heard.is_some()).then(|| Known {
+            attr: out.attr,
+            holds: self.holds(out.attr_valid, out.attr_valid_nsec, noted),
+            changes: noted.changes,
+        });
         if nodeid == ROOT_ID {
             self.root = told;
         } else if let Some(node) = self.nodes.get_mut(&nodeid) {
@@ -164,7 +241,9 @@ impl Nodes {
 
     /// Attributes by path, if all of the way is known and holds: without a request, a system call or an allocation.
     pub(crate) fn walk(&self, path: &[u8], follow: bool) -> Option<Result<Attr>> {
-        self.versions.as_ref()?;
+        if self.versions.is_none() && self.heard.is_none() {
+            return None;
+        }
         let (mut at, mut kind) = (ROOT_ID, libc::S_IFDIR);
         for name in path.split(|byte| *byte == b'/').filter(|name| !name.is_empty() && *name != b".") {
             if kind != libc::S_IFDIR || name == b".." {
@@ -248,9 +327,8 @@ impl Nodes {
     }
 }
 
-fn until(seconds: u64, nanoseconds: u32) -> Holds {
-    let valid = Duration::from_secs(seconds) + Duration::from_nanos(u64::from(nanoseconds));
-    Holds::Until(Instant::now().checked_add(valid))
+fn lasts(until: Option<Instant>) -> bool {
+    until.is_none_or(|until| until > Instant::now())
 }
 
 #[cfg(test)]
@@ -264,9 +342,9 @@ mod tests {
     #[test]
     fn counts_go_back_when_the_last_name_and_the_last_user_are_gone() {
         let mut nodes = Nodes::new(100, None);
-        nodes.entered(1, b"a", &entry(7, 60), None);
-        nodes.entered(1, b"a", &entry(7, 60), None);
-        nodes.entered(1, b"hard link", &entry(7, 60), None);
+        nodes.entered(1, b"a", &entry(7, 60), Noted::default());
+        nodes.entered(1, b"a", &entry(7, 60), Noted::default());
+        nodes.entered(1, b"hard link", &entry(7, 60), Noted::default());
         assert_eq!(nodes.cached(1, b"a"), Some(Leads::To(7, 0)));
         for _ in 0..4 {
             assert_eq!(nodes.unpin(7), None, "names are left");
@@ -279,7 +357,7 @@ mod tests {
     #[test]
     fn a_node_in_use_outlives_its_name() {
         let mut nodes = Nodes::new(100, None);
-        nodes.entered(1, b"a", &entry(7, 60), None);
+        nodes.entered(1, b"a", &entry(7, 60), Noted::default());
         assert_eq!(nodes.clear(), []);
         assert_eq!(nodes.unpin(7), Some((7, 1)));
     }
@@ -287,17 +365,17 @@ mod tests {
     #[test]
     fn names_expire_move_and_are_replaced() {
         let mut nodes = Nodes::new(2, None);
-        nodes.entered(1, b"a", &entry(7, 0), None);
+        nodes.entered(1, b"a", &entry(7, 0), Noted::default());
         assert_eq!(nodes.cached(1, b"a"), None);
         nodes.unpin(7);
-        nodes.entered(1, b"b", &entry(8, u64::MAX / 4), None);
+        nodes.entered(1, b"b", &entry(8, u64::MAX / 4), Noted::default());
         nodes.unpin(8);
         assert_eq!(nodes.renamed(1, b"b", 1, b"a"), [(7, 1)]);
         assert_eq!(nodes.cached(1, b"a"), Some(Leads::To(8, 0)));
         nodes.unpin(8);
-        nodes.entered(1, b"c", &entry(9, 60), None);
+        nodes.entered(1, b"c", &entry(9, 60), Noted::default());
         nodes.unpin(9);
-        let mut gone = nodes.entered(1, b"d", &entry(10, 60), None);
+        let mut gone = nodes.entered(1, b"d", &entry(10, 60), Noted::default());
         gone.sort_unstable();
         assert_eq!(gone, [(8, 1), (9, 1)], "the limit was reached");
     }
@@ -308,6 +386,7 @@ mod tests {
         let view = Arc::new(View::new(table.fd()).unwrap());
         let mut nodes = Nodes::new(100, Some(view));
         let attr = |size| Attr { size, mode: libc::S_IFREG, ..Attr::default() };
+        let out = |attr| AttrOut { attr, ..AttrOut::default() };
         let noted = nodes.note(1);
         nodes.entered(
             1,
@@ -318,19 +397,19 @@ mod tests {
         let noted = nodes.note(66);
         nodes.entered(66, b"f", &EntryOut { attr: attr(0), ..entry(67, 0) }, noted);
         assert!(nodes.walk(b"/d/f", true).is_none(), "nobody told the attributes");
-        nodes.told(67, attr(9), nodes.note(67));
+        nodes.told(67, &out(attr(9)), nodes.note(67));
         assert_eq!(nodes.walk(b"/d//./f", true).unwrap().unwrap().size, 9);
-        nodes.absent(66, b"none", nodes.note(66));
+        nodes.absent(66, b"none", None, nodes.note(66));
         assert!(matches!(nodes.walk(b"d/none", true), Some(Err(Error::Errno(libc::ENOENT)))));
         assert!(nodes.walk(b"d/f/x", true).is_none() && nodes.walk(b"d/../d/f", true).is_none());
         table.bump(67 % 64);
         assert_eq!((nodes.attributes(67), nodes.cached(66, b"f")), (None, Some(Leads::To(67, libc::S_IFREG))));
-        nodes.told(67, attr(10), nodes.note(67));
+        nodes.told(67, &out(attr(10)), nodes.note(67));
         table.bump(66 % 64);
         assert!(nodes.walk(b"d/none", true).is_none() && nodes.walk(b"d/f", true).is_none());
         assert_eq!(nodes.attributes(67).unwrap().size, 10);
         assert!(matches!(nodes.cached(1, b"d"), Some(Leads::To(66, _))));
-        nodes.told(1, attr(3), nodes.note(1));
+        nodes.told(1, &out(attr(3)), nodes.note(1));
         assert_eq!(nodes.walk(b"/", true).unwrap().unwrap().size, 3);
         table.bump_all();
         assert!(nodes.walk(b"", true).is_none() && nodes.cached(1, b"d").is_none());
@@ -344,12 +423,50 @@ mod tests {
             assert_eq!(nodes.entered(66, name, &entry(67, 0), noted), []);
             assert_eq!(nodes.unpin(67), None);
         }
-        nodes.absent(66, b"gone", nodes.note(66));
+        nodes.absent(66, b"gone", None, nodes.note(66));
         // Nothing was changed yet, so the counters of both directories are equal.
         assert_eq!(nodes.note(66), nodes.note(68));
         assert_eq!(nodes.renamed(66, b"file", 68, b"a"), [(67, 2)]);
         assert_eq!(nodes.renamed(66, b"gone", 68, b"b"), []);
         assert_eq!((nodes.cached(68, b"a"), nodes.cached(68, b"b")), (None, None));
         assert_eq!((nodes.len(), nodes.names), (0, 0));
+    }
+
+    #[test]
+    fn with_notifications_all_holds_until_it_is_told_to_be_old() {
+        let mut nodes = Nodes::new(100, None);
+        let changes = Arc::new(AtomicU64::new(0));
+        nodes.listen(Arc::clone(&changes));
+        let told = |size| AttrOut {
+            attr_valid: 60,
+            attr: Attr { size, mode: libc::S_IFREG, ..Attr::default() },
+            ..AttrOut::default()
+        };
+        nodes.entered(1, b"a", &entry(7, 60), nodes.note(1));
+        nodes.told(7, &told(3), nodes.note(7));
+        nodes.absent(1, b"none", Some(&entry(0, 60)), nodes.note(1));
+        nodes.absent(1, b"forbidden to say", None, nodes.note(1));
+        assert_eq!(nodes.walk(b"a", true).unwrap().unwrap().size, 3);
+        assert!(matches!(nodes.walk(b"none", true), Some(Err(Error::Errno(libc::ENOENT)))));
+        assert!(nodes.walk(b"forbidden to say", true).is_none());
+        // Another node's news, but an answer is on its way.
+        let noted = nodes.note(7);
+        assert_eq!(nodes.heard(&Notice::Inode { node: 9, offset: 0, len: 0 }), []);
+        assert_eq!(nodes.attributes(7).unwrap().size, 3);
+        nodes.told(7, &told(4), noted);
+        assert!(nodes.attributes(7).is_none());
+        nodes.told(7, &told(5), nodes.note(7));
+        assert_eq!(nodes.attributes(7).unwrap().size, 5);
+        changes.fetch_add(1, Ordering::Release);
+        assert!(nodes.attributes(7).is_none(), "this guest itself changed something");
+        nodes.told(7, &told(6), nodes.note(7));
+        nodes.heard(&Notice::Inode { node: 7, offset: -1, len: 0 });
+        assert!(nodes.attributes(7).is_none());
+        nodes.heard(&Notice::Entry { parent: 1, name: b"none".to_vec() });
+        assert_eq!((nodes.leads(1, b"none"), nodes.leads(1, b"a")), (None, Some(Leads::To(7, 0))));
+        nodes.heard(&Notice::Epoch);
+        assert_eq!(nodes.leads(1, b"a"), None);
+        nodes.unpin(7);
+        assert_eq!(nodes.heard(&Notice::Delete { parent: 1, child: 7, name: b"a".to_vec() }), [(7, 1)]);
     }
 }

@@ -106,9 +106,14 @@ pub struct Options {
     pub pid: u32,
     /// Names kept in the cache of [`Guest`](crate::Guest) before it forgets.
     pub cached_names: usize,
+    /// Take the queue of notifications of a device that has one. Names, absent names and attributes are then kept for as long as the
+    /// server says, unless it says otherwise there.
+    pub notifications: bool,
     /// The version table of the share. Names, absent names and attributes are then kept for exactly as long as their counters stand,
     /// whatever the server says of time.
     pub versions: Option<Arc<View>>,
+    /// Take the version table that the device shows as shared memory region 1; one without is refused.
+    pub find_versions: bool,
 }
 
 impl Default for Options {
@@ -140,7 +145,9 @@ impl Default for Options {
             gid: rustix::process::getegid().as_raw(),
             pid: rustix::process::getpid().as_raw_nonzero().get() as u32,
             cached_names: 4096,
+            notifications: false,
             versions: None,
+            find_versions: false,
         }
     }
 }

@@ -67,6 +67,7 @@ impl Guest {
     }
 
     pub(crate) fn step(&self, parent: &Pin, name: &[u8]) -> Result<(Pin, u32)> {
+        self.hear()?;
         let cached = self.inner.nodes.lock().cached(parent.nodeid, name);
         match cached {
             Some(Leads::To(nodeid, mode)) => return Ok((Pin { guest: self.clone(), nodeid }, mode)),
@@ -76,8 +77,14 @@ impl Guest {
         let noted = self.note(parent.nodeid);
         match self.client().lookup(parent.nodeid, name) {
             Ok(entry) if entry.nodeid != 0 => Ok((self.entered(parent, name, &entry, noted)?, entry.attr.mode)),
-            Ok(_) | Err(Error::Errno(libc::ENOENT)) => {
-                let gone = self.inner.nodes.lock().absent(parent.nodeid, name, noted);
+            Ok(nothing) => {
+                self.hear()?;
+                let gone = self.inner.nodes.lock().absent(parent.nodeid, name, Some(&nothing), noted);
+                self.give_back(gone);
+                Err(Error::Errno(libc::ENOENT))
+            }
+            Err(Error::Errno(libc::ENOENT)) => {
+                let gone = self.inner.nodes.lock().absent(parent.nodeid, name, None, noted);
                 self.give_back(gone);
                 Err(Error::Errno(libc::ENOENT))
             }
@@ -91,6 +98,15 @@ impl Guest {
         let name = parts.pop().ok_or(Error::Errno(libc::EISDIR))?;
         let directory = parts.join(&b'/');
         Ok((self.resolve(std::ffi::OsStr::from_bytes(&directory).as_ref(), true)?, name))
+    }
+
+    /// Forgets what the device has told to be old.
+    pub(crate) fn hear(&self) -> Result<()> {
+        for notice in self.client().notices()? {
+            let gone = self.inner.nodes.lock().heard(&notice);
+            self.give_back(gone);
+        }
+        Ok(())
     }
 
     /// Before a question about a node.
@@ -107,15 +123,17 @@ impl Guest {
         if let Some(attr) = known {
             return Ok(attr);
         }
-        let attr = self.client().getattr(pin.nodeid, fh)?.attr;
-        self.inner.nodes.lock().told(pin.nodeid, attr, noted);
-        Ok(attr)
+        let out = self.client().getattr(pin.nodeid, fh)?;
+        self.hear()?;
+        self.inner.nodes.lock().told(pin.nodeid, &out, noted);
+        Ok(out.attr)
     }
 
     pub(crate) fn entered(&self, parent: &Pin, name: &[u8], entry: &EntryOut, noted: Noted) -> Result<Pin> {
         if entry.nodeid == 0 || entry.nodeid == ROOT_ID {
             return Err(Error::Protocol(format!("node id {} for {:?}", entry.nodeid, String::from_utf8_lossy(name))));
         }
+        self.hear()?;
         let gone = self.inner.nodes.lock().entered(parent.nodeid, name, entry, noted);
         self.give_back(gone);
         Ok(Pin { guest: self.clone(), nodeid: entry.nodeid })

@@ -3,6 +3,8 @@
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
+use virtiofs_coherence::View;
+
 use crate::connection::Connection;
 use crate::memory::{Memory, Region};
 use crate::signal::Bell;
@@ -12,6 +14,8 @@ use crate::{Error, Result};
 /// Bits of the virtio feature word that this driver knows.
 #[allow(missing_docs)]
 pub mod feature {
+    /// VIRTIO_FS_F_NOTIFICATION.
+    pub const NOTIFICATION: u64 = 1 << 0;
     pub const INDIRECT_DESC: u64 = 1 << 28;
     pub const EVENT_IDX: u64 = 1 << 29;
     /// vhost-user's own bit: there are protocol features.
@@ -46,7 +50,7 @@ impl Config {
 /// A queue as it is handed to the device.
 #[derive(Clone, Debug)]
 pub struct Queue {
-    /// 0 is the hiprio queue, requests begin at 1.
+    /// 0 is the hiprio queue, requests begin at 1; or at 2, behind the queue of notifications.
     pub index: u16,
     /// Descriptors.
     pub size: u16,
@@ -74,6 +78,11 @@ pub trait Transport: Send {
 
     /// The configuration space, or `None` where it cannot be read (an old vhost-user daemon).
     fn config(&mut self) -> Result<Option<Config>>;
+
+    /// `notify_buf_size` of the configuration space. Only of a device that offers [`feature::NOTIFICATION`].
+    fn notify_buf_size(&mut self) -> Result<u32> {
+        Ok(0)
+    }
 
     /// Queues that the device has at most, the hiprio queue included, or `None` if it does not say.
     fn queue_limit(&mut self) -> Result<Option<u64>>;
@@ -104,6 +113,11 @@ pub trait Transport: Send {
 
     /// The device's DAX window, if it has one.
     fn window(&self) -> Option<Arc<Mapped>> {
+        None
+    }
+
+    /// The device's version table, if it has one that the guest sees (shared memory region 1).
+    fn versions(&self) -> Option<Arc<View>> {
         None
     }
 

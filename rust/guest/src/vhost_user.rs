@@ -151,6 +151,12 @@ impl Transport for VhostUser {
         Ok(Some(Config::parse(&space)))
     }
 
+    fn notify_buf_size(&mut self) -> Result<u32> {
+        let mut size = [0; 4];
+        self.read_config(Config::SIZE, &mut size)?;
+        Ok(u32::from_le_bytes(size))
+    }
+
     fn queue_limit(&mut self) -> Result<Option<u64>> {
         match self.has(Protocol::MQ) {
             true => self.connection.ask_number(FrontendReq::GET_QUEUE_NUM).map(Some),

@@ -15,6 +15,7 @@ use virtiofs_virtqueue::Event;
 use crate::calls::Subscription;
 use crate::engine::{Engine, Served};
 use crate::memory::GuestMemory;
+use crate::versions::VersionTable;
 use crate::workers::Workers;
 use crate::{errors, fd};
 
@@ -30,6 +31,9 @@ pub(crate) struct Device {
 
 /// A queue as Python hands it over: size, addresses, position, kick, and what interrupts the driver.
 type Queue = (u16, u64, u64, u64, u16, Option<RawFd>, Option<Interrupt>);
+
+/// The version table as shared memory: size, address in this process, descriptor, and where the guest sees it.
+type TableRegion = (u64, usize, RawFd, Option<u64>);
 
 /// Where a queue stands: index, size, addresses, position.
 type Standing = (usize, u16, u64, u64, u64, u16);
@@ -112,7 +116,7 @@ impl Drop for Device {
 #[pymethods]
 impl Device {
     #[new]
-    #[pyo3(signature = (fs, memory, *, tag, request_queues, slow_threads, workers, want, window))]
+    #[pyo3(signature = (fs, memory, *, tag, request_queues, slow_threads, workers, want, window, follow=None))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         py: Python<'_>,
@@ -124,6 +128,7 @@ impl Device {
         workers: Option<&Workers>,
         want: u64,
         window: Option<(u64, usize)>,
+        follow: Option<PyRef<'_, VersionTable>>,
     ) -> PyResult<Device> {
         let threads = match workers {
             Some(workers) => Threads::Shared(workers.native(py)?),
@@ -131,11 +136,16 @@ impl Device {
         };
         let identity = Identity::new(tag, request_queues).map_err(|error| PyValueError::new_err(error.to_string()))?;
         let window = window.map(|(size, mappings)| LocalWindow::new(size, mappings)).transpose()?;
+        let notices = follow.map(|versions| versions.notices()).transpose()?;
         let served = fs.open(py, Limits { want, ..Limits::default() })?;
         let (server, guest) = (Arc::clone(&served.server), Arc::clone(&memory.shared));
         let native = device::Device::new(identity, server, guest, threads);
-        let native = Arc::new(match window {
+        let native = match window {
             Some(window) => native.with_window(window),
+            None => native,
+        };
+        let native = Arc::new(match notices {
+            Some(notices) => native.with_notices(notices),
             None => native,
         });
         memory.used_by(&native);
@@ -245,6 +255,22 @@ impl Device {
         py.detach(|| native.place_window(address)).map_err(|error| PyValueError::new_err(error.to_string()))
     }
 
+    /// Size and host address of the version table, its descriptor, and where the guest sees it.
+    #[getter]
+    fn version_table(&self, py: Python<'_>) -> PyResult<Option<TableRegion>> {
+        let native = self.native(py)?;
+        Ok(native.notices().map(|notices| {
+            let (view, table) = (notices.view(), notices.table());
+            (view.size(), view.address(), table.fd().as_raw_fd(), native.table_place())
+        }))
+    }
+
+    /// The guest sees the version table at this address from now on, or nowhere.
+    fn place_table(&self, py: Python<'_>, address: Option<u64>) -> PyResult<()> {
+        self.native(py)?.place_table(address);
+        Ok(())
+    }
+
     /// Whether zeros were put where an access of this process got SIGBUS.
     fn handle_sigbus(&self, py: Python<'_>, address: usize) -> PyResult<bool> {
         Ok(self.native(py)?.window().is_some_and(|window| window.handle_sigbus(address)))
@@ -339,7 +365,7 @@ impl Mmio {
     /// stays ours, and the same one over resets.
     fn kick_fd(&self, index: usize) -> PyResult<RawFd> {
         let kick = self.native.kick(index).ok_or_else(|| {
-            let queues = self.native.device().identity().queues();
+            let queues = self.native.device().identity().most_queues();
             PyValueError::new_err(format!("queue {index} is none of this device, which has {queues}"))
         })?;
         Ok(kick.as_fd().as_raw_fd())

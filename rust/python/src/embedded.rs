@@ -4,6 +4,7 @@ use std::fs::File;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use virtiofs_coherence::View;
 use virtiofs_device::mmio::Mmio;
 use virtiofs_device::{Call, Device, DeviceError, QueueSetup, State};
 use virtiofs_guest::{Config, Error, Machine, Mapped, Memory, Queue, Region, Result, Transport};
@@ -83,8 +84,13 @@ impl Transport for Direct {
         Ok(Some(Config { tag: identity.tag().into(), request_queues: identity.request_queues().into() }))
     }
 
+    fn notify_buf_size(&mut self) -> Result<u32> {
+        let space = self.device.identity().config_space();
+        Ok(space.get(Config::SIZE..).and_then(|size| size.first_chunk()).map_or(0, |size| u32::from_le_bytes(*size)))
+    }
+
     fn queue_limit(&mut self) -> Result<Option<u64>> {
-        Ok(Some(self.device.identity().queues() as u64))
+        Ok(Some(self.device.identity().most_queues() as u64))
     }
 
     fn start(&mut self, features: u64, memory: &Memory, queues: &[Queue]) -> Result<()> {
@@ -146,6 +152,10 @@ impl Transport for Direct {
         Ok(true)
     }
 
+    fn versions(&self) -> Option<Arc<View>> {
+        self.device.notices().map(|notices| Arc::clone(notices.view()))
+    }
+
     fn window(&self) -> Option<Arc<Mapped>> {
         self.device.window().map(|window| Arc::clone(window.window()))
     }
@@ -193,6 +203,12 @@ impl Machine for Vmm {
     fn window(&self, address: u64, size: u64) -> Option<Arc<Mapped>> {
         let window = self.mmio.device().window()?;
         (window.place() == Some(address) && window.size() == size).then(|| Arc::clone(window.window()))
+    }
+
+    fn versions(&self, address: u64, size: u64) -> Option<Arc<View>> {
+        let device = self.mmio.device();
+        let view = device.notices()?.view();
+        (device.table_place() == Some(address) && view.size() == size).then(|| Arc::clone(view))
     }
 
     fn set_interrupt(&self, handler: Box<dyn Fn() + Send + Sync>) {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
+use virtiofs_coherence::Table;
 use virtiofs_fuse::op::{OPCODES, OPERATIONS};
 use virtiofs_fuse::{FileSystem, Lane, Limits, Opcode, Route, Routes, Server};
 use virtiofs_hostdir::Backings;
@@ -17,6 +18,7 @@ use crate::lane::{Lanes, Moments};
 use crate::nodes::Nodes;
 use crate::opened::Opened;
 use crate::passthrough::{HostDir, timeout};
+use crate::versions::VersionTable;
 
 /// Either.
 #[derive(FromPyObject)]
@@ -79,6 +81,7 @@ pub(crate) struct Routed {
     deadlines: [Option<Duration>; OPCODES],
     read_only: bool,
     defaults: Defaults,
+    versions: Option<Arc<Table>>,
 }
 
 #[pymethods]
@@ -87,7 +90,7 @@ impl Routed {
     /// whether what that returns is to be awaited.
     #[new]
     #[pyo3(signature = (name, *, native, root, routes, handlers, lanes, deadlines, read_only, attr_timeout, entry_timeout,
-                        negative_timeout, open_flags, dir_open_flags))]
+                        negative_timeout, open_flags, dir_open_flags, versions=None))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         name: String,
@@ -103,6 +106,7 @@ impl Routed {
         negative_timeout: f64,
         open_flags: u32,
         dir_open_flags: u32,
+        versions: Option<PyRef<'_, VersionTable>>,
     ) -> PyResult<Routed> {
         let mut table = [Route::Here; OPCODES];
         for (operation, route) in routes {
@@ -123,7 +127,19 @@ impl Routed {
             open_flags,
             dir_open_flags,
         };
-        Ok(Routed { name, native, root, routes: table, handlers, lanes, deadlines: times, read_only, defaults })
+        let versions = versions.map(|versions| Arc::clone(&versions.table));
+        Ok(Routed {
+            name,
+            native,
+            root,
+            routes: table,
+            handlers,
+            lanes,
+            deadlines: times,
+            read_only,
+            defaults,
+            versions,
+        })
     }
 }
 
@@ -159,7 +175,7 @@ impl Routed {
             None => {
                 let keeps_gone = self.handlers.contains_key("forget");
                 let kept = Arc::new(Kept {
-                    nodes: Nodes::new(self.root.clone_ref(py), keeps_gone),
+                    nodes: Nodes::new(self.root.clone_ref(py), keeps_gone, self.versions.clone()),
                     opened: Arc::clone(&opened),
                     backings: Backings::default(),
                     read_only: self.read_only,

@@ -51,6 +51,15 @@ enum Target {
     Registers(Py<Mmio>),
 }
 
+/// Where a guest finds its version table.
+#[derive(FromPyObject)]
+enum Versions<'py> {
+    /// The share's own.
+    Table(PyRef<'py, VersionTable>),
+    /// Shown by the device as shared memory.
+    OfDevice(bool),
+}
+
 fn not_mapped(_: virtiofs_dax::Refusal) -> PyErr {
     PyValueError::new_err("nothing is mapped there, or not for writing")
 }
@@ -63,7 +72,8 @@ fn seconds(name: &str, value: f64) -> PyResult<Duration> {
 impl Guest {
     #[new]
     #[pyo3(signature = (target, *, timeout=20.0, connect_timeout=0.0, request_queues=1, queue_size=1024, max_pages=256,
-                        uid=None, gid=None, init_flags=None, dax=false, whole_pages=false, versions=None))]
+                        uid=None, gid=None, init_flags=None, dax=false, whole_pages=false, versions=None,
+                        notifications=false))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         py: Python<'_>,
@@ -78,7 +88,8 @@ impl Guest {
         init_flags: Option<u64>,
         dax: bool,
         whole_pages: bool,
-        versions: Option<PyRef<'_, VersionTable>>,
+        versions: Option<Versions<'_>>,
+        notifications: bool,
     ) -> PyResult<Guest> {
         let defaults = Options::default();
         let options = Options {
@@ -92,7 +103,12 @@ impl Guest {
             init_flags: init_flags.unwrap_or(defaults.init_flags),
             dax,
             whole_pages,
-            versions: versions.map(|versions| versions.view()).transpose()?,
+            find_versions: matches!(versions, Some(Versions::OfDevice(true))),
+            versions: match versions {
+                Some(Versions::Table(table)) => Some(table.view()?),
+                _ => None,
+            },
+            notifications,
             ..defaults
         };
         let native = match target {
@@ -144,6 +160,12 @@ impl Guest {
     fn window_write(&self, py: Python<'_>, offset: u64, data: PyBuffer<u8>) -> PyResult<()> {
         let (window, data) = (self.window()?, data.to_vec(py)?);
         py.detach(|| window.store(offset, &data)).map_err(not_mapped)
+    }
+
+    /// Notifications that came so far; None where the device has no queue for them or this guest takes none.
+    #[getter]
+    fn notified(&self) -> Option<u64> {
+        self.native.client().noticed()
     }
 
     /// The operations beneath, by node id.

@@ -175,6 +175,16 @@ impl Handlers {
         }
     }
 
+    /// Says that nodes changed, once a handler has done what it was called for, or tried. A host directory says so itself.
+    fn moves<T>(&self, nodes: [u64; 2], result: Result<T>) -> Result<T> {
+        if let Base::Own(kept) = &self.base
+            && !matches!(result, Err(Error::WouldBlock))
+        {
+            nodes.into_iter().for_each(|node| kept.nodes.moved(node));
+        }
+        result
+    }
+
     fn uncount(&self, node: u64) {
         match &self.base {
             Base::Own(kept) => kept.nodes.forget(node, 1),
@@ -283,7 +293,9 @@ impl FileSystem for Handlers {
         let fh = (args.valid & fattr::FH != 0).then_some(args.fh);
         let changes = |py: Python<'_>| Ok::<_, Fault>(Py::new(py, Changes::new(args))?);
         let arguments = arguments!(self.node(node), self.maybe_handle(fh), changes);
-        self.serve(Opcode::Setattr, cx, None, arguments, |answer| convert::attr(&self.defaults, answer, node))
+        let done =
+            self.serve(Opcode::Setattr, cx, None, arguments, |answer| convert::attr(&self.defaults, answer, node));
+        self.moves([node; 2], done)
     }
 
     fn readlink(&self, cx: &Context, node: u64, out: &mut Vec<u8>) -> Result<()> {
@@ -292,41 +304,49 @@ impl FileSystem for Handlers {
 
     fn symlink(&self, cx: &Context, parent: u64, n: &CStr, target: &CStr, new: &Creation<'_>) -> Result<EntryOut> {
         let arguments = arguments!(self.node(parent), name(n), name(target));
-        self.serve(Opcode::Symlink, cx, Some(new), arguments, |answer| self.entry(answer))
+        let done = self.serve(Opcode::Symlink, cx, Some(new), arguments, |answer| self.entry(answer));
+        self.moves([parent; 2], done)
     }
 
     fn mknod(&self, cx: &Context, parent: u64, n: &CStr, mode: u32, rdev: u32, new: &Creation<'_>) -> Result<EntryOut> {
         let arguments = arguments!(self.node(parent), name(n), plain(mode), plain(rdev));
-        self.serve(Opcode::Mknod, cx, Some(new), arguments, |answer| self.entry(answer))
+        let done = self.serve(Opcode::Mknod, cx, Some(new), arguments, |answer| self.entry(answer));
+        self.moves([parent; 2], done)
     }
 
     fn mkdir(&self, cx: &Context, parent: u64, n: &CStr, mode: u32, new: &Creation<'_>) -> Result<EntryOut> {
         let arguments = arguments!(self.node(parent), name(n), plain(mode));
-        self.serve(Opcode::Mkdir, cx, Some(new), arguments, |answer| self.entry(answer))
+        let done = self.serve(Opcode::Mkdir, cx, Some(new), arguments, |answer| self.entry(answer));
+        self.moves([parent; 2], done)
     }
 
     fn unlink(&self, cx: &Context, parent: u64, n: &CStr) -> Result<()> {
-        self.nothing(Opcode::Unlink, cx, arguments!(self.node(parent), name(n)))
+        let done = self.nothing(Opcode::Unlink, cx, arguments!(self.node(parent), name(n)));
+        self.moves([parent; 2], done)
     }
 
     fn rmdir(&self, cx: &Context, parent: u64, n: &CStr) -> Result<()> {
-        self.nothing(Opcode::Rmdir, cx, arguments!(self.node(parent), name(n)))
+        let done = self.nothing(Opcode::Rmdir, cx, arguments!(self.node(parent), name(n)));
+        self.moves([parent; 2], done)
     }
 
     fn rename(&self, cx: &Context, parent: u64, n: &CStr, newparent: u64, newname: &CStr, flags: u32) -> Result<()> {
         let arguments = arguments!(self.node(parent), name(n), self.node(newparent), name(newname), plain(flags));
-        self.nothing(Opcode::Rename2, cx, arguments)
+        let done = self.nothing(Opcode::Rename2, cx, arguments);
+        self.moves([parent, newparent], done)
     }
 
     fn link(&self, cx: &Context, node: u64, newparent: u64, newname: &CStr) -> Result<EntryOut> {
         let arguments = arguments!(self.node(node), self.node(newparent), name(newname));
-        self.serve(Opcode::Link, cx, None, arguments, |answer| self.entry(answer))
+        let done = self.serve(Opcode::Link, cx, None, arguments, |answer| self.entry(answer));
+        self.moves([node, newparent], done)
     }
 
     fn open(&self, cx: &Context, node: u64, flags: u32, _kill_suidgid: bool) -> Result<OpenOut> {
-        self.serve(Opcode::Open, cx, None, arguments!(self.node(node), plain(flags)), |answer| {
+        let opened = self.serve(Opcode::Open, cx, None, arguments!(self.node(node), plain(flags)), |answer| {
             self.open_out(answer, node, self.defaults.open_flags)
-        })
+        });
+        if flags & libc::O_TRUNC as u32 != 0 { self.moves([node; 2], opened) } else { opened }
     }
 
     fn create(
@@ -340,7 +360,8 @@ impl FileSystem for Handlers {
         new: &Creation<'_>,
     ) -> Result<(EntryOut, OpenOut)> {
         let arguments = arguments!(self.node(parent), name(n), plain(flags), plain(mode));
-        self.serve(Opcode::Create, cx, Some(new), arguments, |answer| self.created(answer))
+        let done = self.serve(Opcode::Create, cx, Some(new), arguments, |answer| self.created(answer));
+        self.moves([parent; 2], done)
     }
 
     fn tmpfile(
@@ -411,7 +432,8 @@ impl FileSystem for Handlers {
 
     fn setxattr(&self, cx: &Context, node: u64, n: &CStr, value: &[u8], flags: u32, _kill_sgid: bool) -> Result<()> {
         let value = |py: Python<'_>| Ok::<_, Fault>(PyBytes::new(py, value).unbind());
-        self.nothing(Opcode::Setxattr, cx, arguments!(self.node(node), name(n), value, plain(flags)))
+        let done = self.nothing(Opcode::Setxattr, cx, arguments!(self.node(node), name(n), value, plain(flags)));
+        self.moves([node; 2], done)
     }
 
     fn getxattr(&self, cx: &Context, node: u64, n: &CStr, out: &mut [u8]) -> Result<usize> {
@@ -428,7 +450,8 @@ impl FileSystem for Handlers {
     }
 
     fn removexattr(&self, cx: &Context, node: u64, n: &CStr) -> Result<()> {
-        self.nothing(Opcode::Removexattr, cx, arguments!(self.node(node), name(n)))
+        let done = self.nothing(Opcode::Removexattr, cx, arguments!(self.node(node), name(n)));
+        self.moves([node; 2], done)
     }
 
     fn access(&self, cx: &Context, node: u64, mask: u32) -> Result<()> {
@@ -438,7 +461,8 @@ impl FileSystem for Handlers {
     fn fallocate(&self, cx: &Context, node: u64, args: &FallocateIn) -> Result<()> {
         let arguments =
             arguments!(self.node(node), self.handle(args.fh), plain(args.offset), plain(args.length), plain(args.mode));
-        self.nothing(Opcode::Fallocate, cx, arguments)
+        let done = self.nothing(Opcode::Fallocate, cx, arguments);
+        self.moves([node; 2], done)
     }
 
     fn lseek(&self, cx: &Context, node: u64, fh: u64, offset: u64, whence: u32) -> Result<u64> {
@@ -456,7 +480,8 @@ impl FileSystem for Handlers {
             plain(args.off_out),
             plain(args.len),
         );
-        self.serve(Opcode::CopyFileRange64, cx, None, arguments, |answer| convert::count(answer, args.len))
+        let done = self.serve(Opcode::CopyFileRange64, cx, None, arguments, |answer| convert::count(answer, args.len));
+        self.moves([args.nodeid_out; 2], done)
     }
 
     fn ioctl(&self, cx: &Context, node: u64, args: &IoctlIn, input: &[u8], out: &mut Vec<u8>) -> Result<i32> {
@@ -527,9 +552,10 @@ impl ByValue for Handlers {
             let (node, handle) = (self.node(node)(py)?, self.handle(args.fh)(py)?);
             Ok((Py::new(py, request)?, node, handle, args.offset, data).into_pyobject(py)?.unbind())
         };
-        self.serve(Opcode::Write, cx, None, arguments, |answer| match answer.is_none() {
+        let done = self.serve(Opcode::Write, cx, None, arguments, |answer| match answer.is_none() {
             true => Ok(size),
             false => convert::count(answer, size as u64).map(|count| count as usize),
-        })
+        });
+        self.moves([node; 2], done)
     }
 }

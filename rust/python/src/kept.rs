@@ -38,6 +38,10 @@ impl FileSystem for Kept {
         Held { nodes: self.nodes.len(), handles: self.opened.len() + self.backings.len() }
     }
 
+    fn known(&self, each: &mut dyn FnMut(u64, bool)) {
+        self.nodes.known(each);
+    }
+
     fn destroy(&self) {
         self.backings.clear();
         self.opened.clear();
@@ -56,8 +60,10 @@ impl FileSystem for Kept {
         self.backings.read(cx, args, out)
     }
 
-    fn write(&self, _cx: &Context, _node: u64, args: &WriteIn, data: Segments<'_>) -> Result<usize> {
-        self.backings.write(args, data)
+    fn write(&self, _cx: &Context, node: u64, args: &WriteIn, data: Segments<'_>) -> Result<usize> {
+        let written = self.backings.write(args, data);
+        self.nodes.moved(node);
+        written
     }
 
     fn flush(&self, _cx: &Context, _node: u64, args: &FlushIn) -> Result<()> {
@@ -84,8 +90,10 @@ impl FileSystem for Kept {
         Ok(StatfsOut { bsize: 4096, frsize: 4096, namelen: NAME_MAX as u32, ..StatfsOut::default() })
     }
 
-    fn fallocate(&self, _cx: &Context, _node: u64, args: &FallocateIn) -> Result<()> {
-        self.backings.fallocate(args)
+    fn fallocate(&self, _cx: &Context, node: u64, args: &FallocateIn) -> Result<()> {
+        let done = self.backings.fallocate(args);
+        self.nodes.moved(node);
+        done
     }
 
     fn lseek(&self, _cx: &Context, _node: u64, fh: u64, offset: u64, whence: u32) -> Result<u64> {
@@ -97,7 +105,9 @@ impl FileSystem for Kept {
             // The guest copies by itself then.
             return Err(Error::Errno(libc::EXDEV));
         }
-        self.backings.copy_file_range(args)
+        let copied = self.backings.copy_file_range(args);
+        self.nodes.moved(args.nodeid_out);
+        copied
     }
 
     fn backing(&self, _cx: &Context, node: u64, write: bool) -> Result<Backing> {

@@ -11,7 +11,8 @@ use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use virtiofs_coherence::Table;
-use virtiofs_device::fusedev::{self, Backlog, Config, Connection as Native};
+use virtiofs_device::fusedev::{self, Config, Connection as Native};
+use virtiofs_device::{Backlog, News, Tell};
 use virtiofs_fuse::Limits;
 
 use crate::engine::{Engine, Served};
@@ -72,13 +73,9 @@ impl Connection {
         self.native.get().ok_or_else(|| PyRuntimeError::new_err("the mount is not served yet"))
     }
 
-    fn tell(
-        &self,
-        py: Python<'_>,
-        news: impl FnOnce(&fusedev::Notifier) -> Result<(), Backlog> + Send,
-    ) -> PyResult<()> {
+    fn tell(&self, py: Python<'_>, news: News) -> PyResult<()> {
         let native = self.native()?;
-        py.detach(|| news(native.notifier())).map_err(|Backlog| of_errno(py, libc::EAGAIN))
+        py.detach(|| native.notifier().tell(news)).map_err(|Backlog| of_errno(py, libc::EAGAIN))
     }
 }
 
@@ -156,24 +153,24 @@ impl Connection {
     /// The kernel forgets a node's attributes and its data from `offset` on (none with a negative one), `length` bytes or all.
     #[pyo3(signature = (node, offset = 0, length = 0))]
     fn inval_inode(&self, py: Python<'_>, node: u64, offset: i64, length: i64) -> PyResult<()> {
-        self.tell(py, |notifier| notifier.inval_inode(node, offset, length))
+        self.tell(py, News::Inode { node, offset, len: length })
     }
 
     /// The kernel forgets what a name in a directory means.
     fn inval_entry(&self, py: Python<'_>, parent: u64, name: &[u8]) -> PyResult<()> {
         let name = CString::new(name)?;
-        self.tell(py, |notifier| notifier.inval_entry(parent, name))
+        self.tell(py, News::Entry { parent, name })
     }
 
     /// The kernel takes a name as removed.
     fn inval_deleted(&self, py: Python<'_>, parent: u64, child: u64, name: &[u8]) -> PyResult<()> {
         let name = CString::new(name)?;
-        self.tell(py, |notifier| notifier.delete(parent, child, name))
+        self.tell(py, News::Delete { parent, child, name })
     }
 
     /// The kernel asks for each name anew when it is used next.
     fn inval_names(&self, py: Python<'_>) -> PyResult<()> {
-        self.tell(py, fusedev::Notifier::inc_epoch)
+        self.tell(py, News::Epoch)
     }
 
     /// Waits until the kernel was told everything, and answers how much of it ever it refused.

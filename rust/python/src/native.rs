@@ -59,7 +59,7 @@ impl Drop for Node {
 impl Node {
     /// Number of the node: unique among all that one guest has ever seen.
     #[getter]
-    fn id(&self) -> u64 {
+    pub(crate) fn id(&self) -> u64 {
         self.id
     }
 

@@ -1,11 +1,13 @@
 //! Which object a node id means.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use pyo3::prelude::*;
 use pyo3::types::{PyInt, PyString};
+use virtiofs_coherence::{Table, slot_of};
 use virtiofs_fuse::wire::ROOT_ID;
 
 /// What makes two objects one node: that they are one object, or, for strings and numbers, that they are equal.
@@ -28,6 +30,22 @@ impl Key {
             _ => Key::Object(object.as_ptr() as usize),
         }
     }
+
+    /// What the slot of a version table follows from: for strings and numbers the same in all processes.
+    fn mixed(&self) -> u64 {
+        match self {
+            Key::Object(address) => slot_of(u64::MAX, *address as u64),
+            Key::Number(number) => slot_of((*number >> 64) as u64, *number as u64),
+            Key::Text(text) => text.as_bytes().chunks(8).fold(slot_of(0, text.len() as u64), |mixed, bytes| {
+                slot_of(mixed, bytes.iter().fold(0, |word, byte| word << 8 | u64::from(*byte)))
+            }),
+        }
+    }
+}
+
+/// Says in a version table that what a node is has changed, for whoever remembers something of it, in all sessions.
+pub(crate) fn changed(table: &Table, object: &Bound<'_, PyAny>) {
+    table.bump(Key::of(object).mixed() & (table.slots() - 1));
 }
 
 /// The nodes of one guest. No method runs code of Python's, but for those that drop objects, which happens outside of the lock.
@@ -35,6 +53,8 @@ pub(crate) struct Nodes {
     state: Mutex<State>,
     next: AtomicU64,
     root: Py<PyAny>,
+    /// Where changes are told: node ids carry their slots in their low bits then.
+    table: Option<Arc<Table>>,
     /// Whether somebody wants the objects of nodes that are gone.
     keeps_gone: bool,
 }
@@ -50,11 +70,28 @@ struct Node {
     object: Py<PyAny>,
     key: Key,
     nlookup: u64,
+    directory: bool,
 }
 
 impl Nodes {
-    pub(crate) fn new(root: Py<PyAny>, keeps_gone: bool) -> Nodes {
-        Nodes { state: Mutex::default(), next: AtomicU64::new(ROOT_ID + 1), root, keeps_gone }
+    pub(crate) fn new(root: Py<PyAny>, keeps_gone: bool, table: Option<Arc<Table>>) -> Nodes {
+        Nodes { state: Mutex::default(), next: AtomicU64::new(ROOT_ID + 1), root, table, keeps_gone }
+    }
+
+    /// After a change of a node by a guest, and before its reply.
+    pub(crate) fn moved(&self, id: u64) {
+        if let Some(table) = &self.table {
+            // The root's id is its slot as well.
+            table.bump(id & (table.slots() - 1));
+        }
+    }
+
+    /// Calls `each` with every node and whether it is a directory, if their ids carry slots.
+    pub(crate) fn known(&self, each: &mut dyn FnMut(u64, bool)) {
+        if self.table.is_some() {
+            each(ROOT_ID, true);
+            self.state.lock().by_id.iter().for_each(|(id, node)| each(*id, node.directory));
+        }
     }
 
     /// The object of a node.
@@ -65,8 +102,8 @@ impl Nodes {
         }
     }
 
-    /// The node of an object, counted once more. The root is no entry of any directory, so it has none.
-    pub(crate) fn enter(&self, object: &Bound<'_, PyAny>) -> Option<u64> {
+    /// The node of an object, a directory or not, counted once more. The root is no entry of any directory, so it has none.
+    pub(crate) fn enter(&self, object: &Bound<'_, PyAny>, directory: bool) -> Option<u64> {
         if object.is(&self.root) {
             return None;
         }
@@ -79,9 +116,10 @@ impl Nodes {
             return Some(id);
         }
         // A number is given once, so every node is of generation 0 for ever.
-        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let id = self.table.as_ref().map_or(number, |table| number * table.slots() + key.mixed() % table.slots());
         state.by_key.insert(key.clone(), id);
-        state.by_id.insert(id, Node { object: object.clone().unbind(), key, nlookup: 1 });
+        state.by_id.insert(id, Node { object: object.clone().unbind(), key, nlookup: 1, directory });
         Some(id)
     }
 

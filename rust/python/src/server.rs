@@ -13,6 +13,7 @@ use virtiofs_fuse::{Limits, Server};
 
 use crate::engine::{Engine, Served};
 use crate::fd;
+use crate::versions::VersionTable;
 
 /// How long a VMM has to answer before it is asked no more. QEMU takes milliseconds, and seconds when its host does.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -49,7 +50,7 @@ impl Drop for Daemon {
 #[pymethods]
 impl Daemon {
     #[new]
-    #[pyo3(signature = (fs, fd, *, tag, request_queues, once, slow_threads, want, dax_window, dax_barrier))]
+    #[pyo3(signature = (fs, fd, *, tag, request_queues, once, slow_threads, want, dax_window, dax_barrier, follow=None))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         py: Python<'_>,
@@ -62,6 +63,7 @@ impl Daemon {
         want: u64,
         dax_window: u64,
         dax_barrier: bool,
+        follow: Option<PyRef<'_, VersionTable>>,
     ) -> PyResult<Daemon> {
         let identity = Identity::new(tag, request_queues).map_err(|error| PyValueError::new_err(error.to_string()))?;
         let fd = fd::duplicate(fd)?;
@@ -75,8 +77,13 @@ impl Daemon {
             }
         };
         let config = Config { identity, once, slow_threads, window };
+        let notices = follow.map(|versions| versions.notices()).transpose()?;
         let served = fs.open(py, Limits { want, ..Limits::default() })?;
         let made = py.detach(|| Native::new(Arc::clone(&served.server), Source::from_fd(fd)?, config));
+        let made = made.map(|native| match notices {
+            Some(notices) => native.with_notices(notices),
+            None => native,
+        });
         match made {
             Ok(native) => Ok(Daemon { native: Some(native), served, process: std::process::id() }),
             Err(error) => {

@@ -7,7 +7,12 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
+use virtiofs_coherence::protocol::ROOT_SLOT;
 use virtiofs_coherence::{DEFAULT_SLOTS, Error, InodeWatcher, Table, View, Watcher};
+use virtiofs_device::Notices;
+
+use crate::native::Node;
+use crate::nodes;
 
 /// Counters in shared memory that move with every change of a file. All shares that are given one table tell of their changes there,
 /// and whoever has it sees what changed without asking.
@@ -33,6 +38,11 @@ impl VersionTable {
     /// What watches the inodes that guests ask about, if something does.
     pub(crate) fn inodes(&self) -> Option<Arc<InodeWatcher>> {
         self.inodes.lock().clone()
+    }
+
+    /// What tells drivers of changes.
+    pub(crate) fn notices(&self) -> PyResult<Arc<Notices>> {
+        Notices::new(Arc::clone(&self.table)).map(Arc::new).map_err(raised)
     }
 
     /// What a guest has of the table.
@@ -79,6 +89,19 @@ impl VersionTable {
     /// Says that the inode of these numbers of `os.stat` changed: for who changes files past the share.
     fn changed(&self, device: u64, inode: u64) {
         self.table.bump(self.table.slot(device, inode));
+    }
+
+    /// Says that a node of a Python file system changed: its data, its attributes, or a directory's names.
+    fn node_changed(&self, node: &Bound<'_, PyAny>) {
+        match node.cast::<Node>() {
+            Ok(node) => self.table.bump(node.get().id() & (self.table.slots() - 1)),
+            Err(_) => nodes::changed(&self.table, node),
+        }
+    }
+
+    /// Says that the root of a Python file system changed.
+    fn root_changed(&self) {
+        self.table.bump(ROOT_SLOT);
     }
 
     /// Also tells of what programs on the host change, on the whole file system that `directory` is on; for as long as this object

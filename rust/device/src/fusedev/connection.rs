@@ -15,9 +15,9 @@ use virtiofs_virtqueue::Event;
 
 use super::buffer::Buffers;
 use super::channel::Channel;
-use super::follower::Follower;
 use super::notifier::Notifier;
 use super::worker::{Desk, Worker};
+use crate::follower::Follower;
 use crate::pool::Pool;
 use crate::signals::leave_to_others;
 
@@ -95,7 +95,8 @@ impl Connection {
         })?;
         *connection.thread.lock() = Some(thread);
         if let Some(changes) = changes {
-            let follower = Follower::start(changes, Arc::clone(connection.server()), Arc::clone(&connection.notifier))?;
+            let (server, notifier) = (Arc::clone(connection.server()), Arc::clone(&connection.notifier));
+            let follower = Follower::start(changes, server, notifier, false)?;
             *connection.follower.lock() = Some(follower);
         }
         Ok(connection)

@@ -5,20 +5,15 @@
 //! waits for.
 
 use std::collections::VecDeque;
-use std::ffi::CString;
 use std::io::{self, IoSlice};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use parking_lot::{Condvar, Mutex};
 use rustix::io::Errno;
-use virtiofs_fuse::wire::{NotifyDeleteOut, NotifyInvalEntryOut, NotifyInvalInodeOut, OutHeader, notify};
-use zerocopy::{Immutable, IntoBytes};
 
 use super::channel::Channel;
-
-/// News that may wait to be told.
-const BACKLOG: usize = 1 << 16;
+use crate::news::{BACKLOG, Backlog, News, Tell};
 
 /// Tells the kernel what to forget. To be used from any thread, handlers of requests included; it never waits.
 #[derive(Debug)]
@@ -43,50 +38,11 @@ struct State {
     refused: u64,
 }
 
-/// So much waits to be told that more would only pile up: try again later.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{BACKLOG} notifications wait for the kernel already")]
-pub struct Backlog;
-
-#[derive(Debug)]
-enum News {
-    Inode { node: u64, offset: i64, len: i64 },
-    Moved { node: u64 },
-    Entry { parent: u64, name: CString },
-    Delete { parent: u64, child: u64, name: CString },
-    Epoch,
-}
-
 impl Notifier {
     pub(crate) fn new(channel: Arc<Channel>) -> Notifier {
         let state = State { channel: Some(channel), waiting: VecDeque::new(), telling: false, refused: 0 };
         let shared = Shared { state: Mutex::new(state), news: Condvar::new(), idle: Condvar::new() };
         Notifier { shared: Arc::new(shared), thread: Mutex::default() }
-    }
-
-    /// The attributes of `node`, and `len` bytes of its data from `offset` on: all from there on with `len` 0, none with a negative `offset`.
-    pub fn inval_inode(&self, node: u64, offset: i64, len: i64) -> Result<(), Backlog> {
-        self.tell(News::Inode { node, offset, len })
-    }
-
-    /// Everything about `node`, also if the kernel only learns of it from a reply that is still on its way.
-    pub fn moved(&self, node: u64) -> Result<(), Backlog> {
-        self.tell(News::Moved { node })
-    }
-
-    /// What `name` means in the directory `parent`.
-    pub fn inval_entry(&self, parent: u64, name: CString) -> Result<(), Backlog> {
-        self.tell(News::Entry { parent, name })
-    }
-
-    /// `name`, which was `child`, is gone from `parent`.
-    pub fn delete(&self, parent: u64, child: u64, name: CString) -> Result<(), Backlog> {
-        self.tell(News::Delete { parent, child, name })
-    }
-
-    /// All names: each is asked for again when it is used next. Linux 6.16 and newer.
-    pub fn inc_epoch(&self) -> Result<(), Backlog> {
-        self.tell(News::Epoch)
     }
 
     /// Waits until all is told. Not for handlers of requests.
@@ -101,6 +57,22 @@ impl Notifier {
         self.shared.state.lock().refused
     }
 
+    /// Tells nothing more. To be called while requests are still answered: the last notification may wait for that.
+    pub(crate) fn close(&self) {
+        let mut state = self.shared.state.lock();
+        state.channel = None;
+        state.waiting.clear();
+        drop(state);
+        self.shared.news.notify_one();
+        self.shared.idle.notify_all();
+        if let Some(thread) = self.thread.lock().take() {
+            // It has no code that panics; were it gone all the same, there would be nothing to wait for.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Tell for Notifier {
     fn tell(&self, news: News) -> Result<(), Backlog> {
         let mut state = self.shared.state.lock();
         if state.channel.is_none() {
@@ -122,20 +94,6 @@ impl Notifier {
         }
         Ok(())
     }
-
-    /// Tells nothing more. To be called while requests are still answered: the last notification may wait for that.
-    pub(crate) fn close(&self) {
-        let mut state = self.shared.state.lock();
-        state.channel = None;
-        state.waiting.clear();
-        drop(state);
-        self.shared.news.notify_one();
-        self.shared.idle.notify_all();
-        if let Some(thread) = self.thread.lock().take() {
-            // It has no code that panics; were it gone all the same, there would be nothing to wait for.
-            let _ = thread.join();
-        }
-    }
 }
 
 impl Shared {
@@ -150,7 +108,7 @@ impl Shared {
             };
             state.telling = true;
             drop(state);
-            let told = news.send(&channel);
+            let told = send(&news, &channel);
             drop(channel);
             state = self.state.lock();
             state.telling = false;
@@ -165,42 +123,13 @@ impl Shared {
     }
 }
 
-impl News {
-    fn send(&self, channel: &Channel) -> Result<(), Errno> {
-        match self {
-            News::Inode { node, offset, len } => {
-                let out = NotifyInvalInodeOut { ino: *node, off: *offset, len: *len };
-                message(channel, notify::INVAL_INODE, &out, None)
-            }
-            News::Moved { node } => {
-                let out = NotifyInvalInodeOut { ino: *node, off: 0, len: 0 };
-                match raw(channel, notify::INVAL_INODE, &out, None) {
-                    // A name that leads to it may be on its way, with attributes from before. It counts as old from its arrival.
-                    Err(Errno::NOENT) => message(channel, notify::INC_EPOCH, &(), None),
-                    other => known(other),
-                }
-            }
-            News::Entry { parent, name } => {
-                let out = NotifyInvalEntryOut { parent: *parent, namelen: name.count_bytes() as u32, flags: 0 };
-                message(channel, notify::INVAL_ENTRY, &out, Some(name))
-            }
-            News::Delete { parent, child, name } => {
-                let namelen = name.count_bytes() as u32;
-                let out = NotifyDeleteOut { parent: *parent, child: *child, namelen, padding: 0 };
-                message(channel, notify::DELETE, &out, Some(name))
-            }
-            News::Epoch => message(channel, notify::INC_EPOCH, &(), None),
-        }
+fn send(news: &News, channel: &Channel) -> Result<(), Errno> {
+    let write = |news: &News| channel.write(&[IoSlice::new(&news.message())]);
+    match (news, write(news)) {
+        // A name that leads to it may be on its way, with attributes from before. It counts as old from its arrival.
+        (News::Moved { .. }, Err(Errno::NOENT)) => known(write(&News::Epoch)),
+        (_, result) => known(result),
     }
-}
-
-fn message<T: IntoBytes + Immutable>(
-    channel: &Channel,
-    code: i32,
-    body: &T,
-    name: Option<&CString>,
-) -> Result<(), Errno> {
-    known(raw(channel, code, body, name))
 }
 
 /// ENOENT: the kernel does not know it, so there is nothing to forget. ENODEV: it is unmounted.
@@ -209,12 +138,4 @@ fn known(result: Result<(), Errno>) -> Result<(), Errno> {
         Err(Errno::NOENT | Errno::NODEV | Errno::CONNABORTED) => Ok(()),
         other => other,
     }
-}
-
-fn raw<T: IntoBytes + Immutable>(channel: &Channel, code: i32, body: &T, name: Option<&CString>) -> Result<(), Errno> {
-    let (body, name) = (body.as_bytes(), name.map_or(&[][..], |name| name.as_bytes_with_nul()));
-    let len = size_of::<OutHeader>() + body.len() + name.len();
-    let header = OutHeader { len: len as u32, error: code, unique: 0 };
-    let parts = [IoSlice::new(header.as_bytes()), IoSlice::new(body), IoSlice::new(name)];
-    channel.write(&parts)
 }

@@ -14,7 +14,8 @@ use super::connection::{Connection, Received};
 use super::shmem::Shmem;
 use super::vring::{Addresses, Vring};
 use crate::Identity;
-use crate::identity::{CONFIG_SIZE, FEATURES};
+use crate::identity::CONFIG_SIZE;
+use crate::notices::Notices;
 use crate::pool::Pool;
 use crate::worker::Surroundings;
 
@@ -71,9 +72,10 @@ impl Session {
         server: Arc<Server>,
         pool: Arc<Pool>,
         window: Option<Arc<Shmem>>,
+        notices: Option<Arc<Notices>>,
     ) -> Session {
-        let with = Surroundings { memory: Arc::new(SharedMemory::default()), server, pool, workers: None };
-        let vrings = (0..identity.queues()).map(|_| Vring::default()).collect();
+        let with = Surroundings { memory: Arc::new(SharedMemory::default()), server, pool, workers: None, notices };
+        let vrings = (0..identity.most_queues()).map(|_| Vring::default()).collect();
         Session { identity: identity.clone(), with, vrings, features: 0, protocol_features: 0, window }
     }
 
@@ -116,7 +118,7 @@ impl Session {
     fn handle(&mut self, request: FrontendReq, message: Received) -> Result<Answer, Refused> {
         let body = &message.body[..];
         match request {
-            FrontendReq::GET_FEATURES => return Ok(Answer::Value(FEATURES | PROTOCOL_FEATURES_BIT)),
+            FrontendReq::GET_FEATURES => return Ok(Answer::Value(self.identity.features() | PROTOCOL_FEATURES_BIT)),
             FrontendReq::SET_FEATURES => self.set_features(take(body)?)?,
             FrontendReq::GET_PROTOCOL_FEATURES => return Ok(Answer::Value(self.protocol_features())),
             FrontendReq::SET_PROTOCOL_FEATURES => {
@@ -207,7 +209,7 @@ impl Session {
     }
 
     fn set_features(&mut self, features: u64) -> Result<(), Refused> {
-        if features & !(FEATURES | PROTOCOL_FEATURES_BIT) != 0 {
+        if features & !(self.identity.features() | PROTOCOL_FEATURES_BIT) != 0 {
             return Err(format!("features {features:#x} were not offered"));
         }
         self.features = features;
@@ -230,7 +232,7 @@ impl Session {
     fn reset(&mut self) {
         self.vrings.iter().for_each(Vring::abandon);
         self.halt();
-        self.vrings = (0..self.identity.queues()).map(|_| Vring::default()).collect();
+        self.vrings = (0..self.identity.most_queues()).map(|_| Vring::default()).collect();
         self.with.server.reset();
     }
 

@@ -81,7 +81,7 @@ impl Vring {
             return Ok(());
         }
         let ring = self.ring(addresses, features, &with.memory.load())?;
-        self.queue.start(index, ring, with)
+        self.queue.start(index, ring, features, with)
     }
 
     fn ring(&self, addresses: Addresses, features: u64, memory: &Memory) -> io::Result<RingConfig> {

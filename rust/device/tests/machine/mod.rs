@@ -20,17 +20,17 @@ pub(crate) struct Share {
 
 impl Share {
     pub(crate) fn new(request_queues: u16) -> Share {
-        Share::with(request_queues, Threads::Own { slow: 4 })
+        Share::of(request_queues, Threads::Own { slow: 4 }, |device| device)
     }
 
-    pub(crate) fn with(request_queues: u16, threads: Threads) -> Share {
+    pub(crate) fn of(request_queues: u16, threads: Threads, with: impl FnOnce(Device) -> Device) -> Share {
         let dir = tempfile::tempdir().unwrap();
         let config = virtiofs_hostdir::Config { root: dir.path().into(), xattr: true, ..Default::default() };
         let fs = Arc::new(HostDir::new(config).unwrap());
         let server = Arc::new(Server::new(fs.clone(), Limits::default()));
         let identity = Identity::new("share", request_queues).unwrap();
         let device = Device::new(identity, server, Arc::<SharedMemory>::default(), threads);
-        let device = Arc::new(device.with_window(LocalWindow::new(8 << 20, 4).unwrap()));
+        let device = Arc::new(with(device.with_window(LocalWindow::new(8 << 20, 4).unwrap())));
         let mmio = Mmio::new(Arc::clone(&device)).unwrap();
         Share { dir, fs, device, machine: Arc::new(Vmm(mmio)) }
     }
