@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,13 +36,21 @@ class Promise:
 MAPPED = (
     "python3 -c \"import mmap; f = open('f', 'rb'); print(mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ)[:3].decode())\""
 )
-SYNCED = """python3 -c "
+
+
+def held(script: str) -> str:
+    """What a guest is to do for a Python script to run and keep open what it opened, until `LET_GO`."""
+    return f"""rm -f /run/held; python3 -c "
 import os, time
-fd = os.open('f', os.O_WRONLY)
-os.pwrite(fd, b'new', 0)
-os.fsync(fd)
-open('/run/synced', 'w').close()
-time.sleep(600)" & while ! [ -e /run/synced ]; do sleep 0.01; done"""
+{script}
+open('/run/held', 'w').close()
+time.sleep(600)" & echo $! > /run/holder; while ! [ -e /run/held ]; do sleep 0.01; done"""
+
+
+LET_GO = "if [ -e /run/holder ]; then kill $(cat /run/holder); rm /run/holder; fi"
+"""A guest that holds a file open takes long to shut down."""
+
+SYNCED = held("fd = os.open('f', os.O_WRONLY); os.pwrite(fd, b'new', 0); os.fsync(fd)")
 
 PROMISES = {
     "content after close": Promise("echo old > f", "echo new > f", "cat f", "old", "new"),
@@ -87,15 +95,15 @@ class Pair:
 
 
 @contextlib.contextmanager
-def pair(mode: str, directory: Path) -> Iterator[Pair]:
-    """Two guests, each with a daemon of its own."""
+def pair(mode: str, directory: Path, *, writer: Sequence[str] = (), reader: Sequence[str] = ()) -> Iterator[Pair]:
+    """Two guests, each with a daemon of its own, which has these options beside the mode."""
     with (
-        Daemon(directory, "one", cache=mode) as one,
-        Daemon(directory, "two", cache=mode) as two,
-        Uml([Share(one.socket, "one")]) as writer,
-        Uml([Share(two.socket, "two")]) as reader,
+        Daemon(directory, "one", cache=mode, options=writer) as one,
+        Daemon(directory, "two", cache=mode, options=reader) as two,
+        Uml([Share(one.socket, "one")]) as writing,
+        Uml([Share(two.socket, "two")]) as reading,
     ):
-        yield Pair(mode, directory, writer, reader)
+        yield Pair(mode, directory, writing, reading)
 
 
 @dataclass(frozen=True)
@@ -133,10 +141,13 @@ def behind(pair: Pair, name: str, directory: str, stale: Callable[[str, int, flo
     assert seen.strip() == promise.new
 
     looks = 1
-    while (seen := pair.reader.check(look).strip()) != promise.new:
-        # Parts of a change may be seen one after the other.
-        assert set(seen.split()) <= set(f"{promise.old} {promise.new} none gone there".split()), seen
-        if not stale(seen, looks, time.monotonic() - began):
-            return None
-        looks += 1
-    return Behind(looks, time.monotonic() - began if looks > 1 else 0.0)
+    try:
+        while (seen := pair.reader.check(look).strip()) != promise.new:
+            # Parts of a change may be seen one after the other.
+            assert set(seen.split()) <= set(f"{promise.old} {promise.new} none gone there".split()), seen
+            if not stale(seen, looks, time.monotonic() - began):
+                return None
+            looks += 1
+        return Behind(looks, time.monotonic() - began if looks > 1 else 0.0)
+    finally:
+        pair.writer.check(LET_GO)
