@@ -1,12 +1,13 @@
-//! What the version table costs and saves: nanoseconds of a bump and of a stat that asks nobody, and requests when little changes.
+//! What the version table costs and saves: nanoseconds of a bump and of a stat that asks nobody, beside one that asks, and requests when
+//! little changes. The number is that of seconds with one change each, 20 if none is given.
 //!
-//!     cargo run --release -p virtiofs-device --example versions
+//!     cargo run --release -p virtiofs-device --example versions [SECONDS]
 
 use std::fs;
 use std::hint::black_box;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use virtiofs_coherence::{Table, View};
 use virtiofs_device::Identity;
@@ -44,7 +45,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("look whether an answer stands: {look:.1} ns");
 
     let mut guests = Vec::new();
-    for name in ["one", "two"] {
+    for (name, remembers) in [("one", true), ("two", true), ("asks", false)] {
         let config = virtiofs_hostdir::Config {
             root: dir.path().into(),
             versions: Some(Arc::clone(&table)),
@@ -54,10 +55,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let source = Source::Listening(UnixListener::bind(run.path().join(name))?);
         let settings = Config { identity: Identity::new("share", 1)?, once: false, slow_threads: 2, window: None };
         let daemon = Daemon::start(Arc::clone(&server), source, settings)?;
-        let options = Options { versions: Some(Arc::clone(&view)), cached_names: 2 * FILES, ..Options::default() };
+        let versions = remembers.then(|| Arc::clone(&view));
+        let options = Options { versions, cached_names: 2 * FILES, ..Options::default() };
         guests.push((Guest::connect(&run.path().join(name), options)?, server, daemon));
     }
-    let [(reader, server, _), (writer, ..)] = &guests[..] else { return Ok(()) };
+    let [(reader, server, _), (writer, ..), (asks, ..)] = &guests[..] else { return Ok(()) };
     let names: Vec<String> = (0..FILES).map(|at| at.to_string()).collect();
     let all = || names.iter().try_for_each(|name| reader.stat(name).map(drop));
     let requests = || server.metrics().operations().map(|(_, count, _)| count).sum::<u64>();
@@ -68,12 +70,18 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("stat of {FILES} files in turn: {remembered:.1} ns, {} requests", requests() - before);
     let one = nanoseconds(1_000_000, |_| _ = black_box(reader.stat(&names[7])));
     println!("stat of one file: {one:.1} ns");
-    let before = requests();
-    const CHANGES: usize = 20;
-    for at in 0..CHANGES {
-        writer.truncate(&names[at * 100], at as u64 + 1)?;
-        all()?;
+    let asked = nanoseconds(20_000, |_| _ = black_box(asks.stat(&names[7])));
+    println!("stat of one file by a guest that keeps nothing (LOOKUP and GETATTR): {asked:.0} ns");
+
+    let seconds = std::env::args().nth(1).map_or(Ok(20), |seconds| seconds.parse::<u64>())?;
+    let (before, began, mut looked) = (requests(), Instant::now(), 0);
+    for at in 0..seconds {
+        writer.truncate(&names[(at as usize * 100) % FILES], at + 1)?;
+        while began.elapsed() < Duration::from_secs(at + 1) {
+            all()?;
+            looked += FILES;
+        }
     }
-    println!("{CHANGES} changes, all {FILES} files looked at after each: {} requests", requests() - before);
+    println!("{seconds} s, a change in each: {looked} stats of {FILES} files, {} requests", requests() - before);
     Ok(())
 }
