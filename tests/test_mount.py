@@ -786,3 +786,37 @@ def test_crash_of_the_connection_is_cleared_away(share: Path, there: Path) -> No
         assert caught.value.errno in GONE
     assert not settles(there, mounted=False)
     assert os.listdir(there) == []
+
+
+CRASHES = """
+import os, resource, stat, sys
+from virtiofs import Attr, FileSystem, mount
+
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+class Crashes(FileSystem):
+    def getattr(self, request, node, handle):
+        return Attr(stat.S_IFDIR | 0o755)
+    def statfs(self, request, node):
+        os.abort()
+
+with mount(Crashes(), sys.argv[1]) as served:
+    print(served.in_flight(), flush=True)
+    served.wait()
+"""
+
+
+def test_a_handler_that_crashes_the_process(there: Path) -> None:
+    """Who asked is set free, and the mount point is cleared away."""
+    with subprocess.Popen([sys.executable, "-c", CRASHES, there], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "[]\n"
+            with pytest.raises(OSError) as caught:
+                os.statvfs(there)
+            assert caught.value.errno in GONE
+            assert process.wait(20) == -signal.SIGABRT
+        finally:
+            process.kill()
+    assert not settles(there, mounted=False)
+    assert os.listdir(there) == []

@@ -12,7 +12,7 @@ from ._core import GuestMemory, Workers
 from .errors import ConfigError
 from .filesystem import FileSystem
 from .server import check_tag
-from .types import DeviceStats
+from .types import DeviceStats, InFlight
 
 DEVICE_ID: Final = 26
 """The virtio device id of a file system device."""
@@ -304,6 +304,10 @@ class Device:
     def stats(self) -> DeviceStats:
         """Returns the state and the counters of all sessions so far."""
         return DeviceStats(**self._native.stats())
+
+    def in_flight(self) -> list[InFlight]:
+        """Returns the requests that Python methods are at or that wait for one, the oldest first."""
+        return [InFlight(*flight) for flight in self._native.in_flight()]
 
     def __enter__(self) -> Self:
         return self

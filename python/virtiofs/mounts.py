@@ -14,7 +14,7 @@ from .filesystem import FileSystem
 from .host import has_capability
 from .mountpoint import Guard, Mounted, dead, fusermount, inside, mounted_at, unmounting
 from .signals import Waitable, until_signal
-from .types import Stats
+from .types import InFlight, Stats
 
 FLAGS: Final = {"ro": 1, "nosuid": 2, "nodev": 4, "noexec": 8, "noatime": 1024}
 """Mount options that any file system takes, with their bits of mount(2)."""
@@ -221,6 +221,10 @@ class Mount:
         if self._native is None:
             raise ValueError("the mount was not started")
         return Stats(**self._native.stats())
+
+    def in_flight(self) -> list[InFlight]:
+        """Returns the requests that Python methods are at or that wait for one, the oldest first."""
+        return [] if self._native is None else [InFlight(*flight) for flight in self._native.in_flight()]
 
     def __enter__(self) -> Self:
         return self if self._native is not None else self.start()

@@ -211,6 +211,19 @@ def test_a_stuck_method_does_not_keep_the_server_from_ending() -> None:
         guest.close()
 
 
+def test_a_stuck_method_of_a_device_is_seen() -> None:
+    fs = Stuck()
+    with Guest(fs, way="device", timeout=30) as guest, ThreadPoolExecutor(1) as pool:
+        stuck = pool.submit(guest.statfs)
+        assert fs.inside.wait(10)
+        assert guest.device is not None
+        (flight,) = guest.device.in_flight()
+        assert (flight.operation, flight.node) == ("STATFS", ROOT)
+        fs.go.set()
+        assert stuck.result().blocks == 1000
+        eventually(lambda: guest.device is not None and guest.device.in_flight() == [])
+
+
 def test_a_stuck_method_does_not_keep_the_next_guest_out(tmp_path: Path) -> None:
     from virtiofs import serve
 

@@ -282,6 +282,11 @@ impl Device {
         Ok(py.detach(|| native.window().is_some_and(|window| window.handle_efault(address))))
     }
 
+    /// Requests that handlers are at, the oldest first: operation, node id, seconds.
+    fn in_flight(&self) -> Vec<(&'static str, u64, f64)> {
+        self.served.in_flight()
+    }
+
     /// The counters, by name.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let native = self.native(py)?;

@@ -34,6 +34,12 @@ pub(crate) struct Served {
 }
 
 impl Served {
+    /// Requests that handlers are at, the oldest first: operation, node id, seconds.
+    pub(crate) fn in_flight(&self) -> Vec<(&'static str, u64, f64)> {
+        let flights = self.lanes.as_ref().map(|lanes| lanes.in_flight()).unwrap_or_default();
+        flights.into_iter().map(|(operation, node, age)| (operation, node, age.as_secs_f64())).collect()
+    }
+
     /// Ends a transport by `stop` and then the lanes, which have little time for what is in flight. Waits without the interpreter, which
     /// handlers need. May be called again.
     pub(crate) fn end_after(&self, stop: impl FnOnce() + Send) {

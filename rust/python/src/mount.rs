@@ -141,6 +141,11 @@ impl Connection {
         Ok(self.native()?.descriptors().to_vec())
     }
 
+    /// Requests that handlers are at, the oldest first: operation, node id, seconds.
+    fn in_flight(&self) -> Vec<(&'static str, u64, f64)> {
+        self.served.in_flight()
+    }
+
     /// The counters, by name.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let native = self.native()?;

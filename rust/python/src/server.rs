@@ -112,8 +112,7 @@ impl Daemon {
 
     /// Requests that handlers are at, the oldest first: operation, node id, seconds.
     fn in_flight(&self) -> Vec<(&'static str, u64, f64)> {
-        let flights = self.served.lanes.as_ref().map(|lanes| lanes.in_flight()).unwrap_or_default();
-        flights.into_iter().map(|(operation, node, age)| (operation, node, age.as_secs_f64())).collect()
+        self.served.in_flight()
     }
 
     /// The counters, by name.
