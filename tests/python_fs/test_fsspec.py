@@ -120,7 +120,8 @@ def test_the_cache_has_a_bound(memory: Counted, make: Make) -> None:
             guest.drop_caches()
         assert fs._blocks.used <= 8 * BLOCK
         (file,) = fs._blocks._files
-        assert os.fstat(file.fd).st_blocks * 512 <= 8 * BLOCK, "the disk has it back"
+        # Some file systems count their own blocks of numbers as well.
+        assert os.fstat(file.fd).st_blocks * 512 <= 10 * BLOCK, "the disk has it back"
         assert len(memory.fetched) > 40, "what went is fetched anew"
 
 
