@@ -68,6 +68,8 @@ def test_every_key(tmp_path: Path) -> None:
         killpriv_v2 = false
         ownership = "caller"
         idmap = true
+        translate_uid = ["map:0:1:2"]
+        translate_gid = ["forbid-guest:1:2"]
         dax = "1M"
 
         [[share]]
@@ -116,6 +118,8 @@ def test_every_key(tmp_path: Path) -> None:
             killpriv_v2=False,
             ownership="caller",
             idmap=True,
+            translate_uid=("map:0:1:2",),
+            translate_gid=("forbid-guest:1:2",),
             dax="1M",
         ),
         Share(
@@ -155,6 +159,8 @@ SHARE = '[[share]]\ndirectory = "."\nsocket = "s"\n'
         (SHARE + "ownership = 'me'\n", 4, "ownership: unknown value 'me'; choose one of auto, caller"),
         (SHARE + "socket_mode = 'rw'\n", 4, "socket_mode: not an octal number: 'rw'"),
         (SHARE + "xattrmap = 'nonsense'\n", 4, "xattrmap: "),
+        (SHARE + "translate_uid = 'map:0:1:1'\n", 4, "translate_uid: expected an array of strings, not a string"),
+        (SHARE + "translate_gid = ['all']\n", 4, "translate_gid: 'all': unknown kind 'all'"),
         (SHARE + SHARE, 6, "socket: "),
         ("log_level = 'loud'\n" + SHARE, 1, "log_level: unknown log level 'loud': choose one of off, error"),
         ("share = 1\n", 1, "share: expected tables; write [[share]] before each"),
@@ -374,7 +380,7 @@ def test_the_documentation_has_every_key() -> None:
     known = keys()
     assert [key for key, *_ in rows] == known[""] + known["share"]
     kinds = {str: "string", bool: "true or false", int: "whole number", float: "number"}
-    for row, owner in [*((row, Config) for row in rows[:7]), *((row, Share) for row in rows[8:])]:
+    for row, owner in [*((row, Config) for row in rows[:9]), *((row, Share) for row in rows[10:])]:
         key, kind, default, _ = row
         if key in TIMEOUTS:
             assert kind == "number"

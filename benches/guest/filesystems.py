@@ -114,7 +114,7 @@ def serve(chosen: list[FileSystem], data: Path, resources: ExitStack) -> Served:
         if one.command:
             daemon = resources.enter_context(Daemon(folder, one.tag, command=one.command))
             served.shares.append(Share(daemon.socket, one.tag, mount="", window=one.window))
-            served.pids[one.name] = daemon.pid
+            served.pids[one.name] = daemon.serving
         else:
             served.words += ["-fsdev", f"local,id=dir-{one.tag},path={folder},security_model=none,multidevs=remap"]
             served.words += ["-device", f"virtio-9p-pci,fsdev=dir-{one.tag},mount_tag={one.tag}"]

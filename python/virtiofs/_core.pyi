@@ -70,6 +70,7 @@ _Path: TypeAlias = str | PathLike[str]
 _Interrupt: TypeAlias = int | Callable[[], object]
 _Queue: TypeAlias = tuple[int, int, int, int, int, int | None, _Interrupt | None]
 _Answer: TypeAlias = Literal["allow", "log", "trap", "kill"] | int
+_IdRange: TypeAlias = tuple[int, int, int | None, bool]
 _Level: TypeAlias = Literal["off", "error", "warn", "info", "debug", "trace"]
 
 class _Session(TypedDict):
@@ -529,6 +530,7 @@ class HostDir:
         versions: VersionTable | None = None,
         pace: tuple[float, float] | None = None,
         rules: Rules | None = None,
+        ids: tuple[Sequence[_IdRange], Sequence[_IdRange], Sequence[_IdRange], Sequence[_IdRange]] | None = None,
     ) -> Self: ...
 
 @final

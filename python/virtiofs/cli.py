@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Final, Never
 
-from . import _core, cache, compat, confined, qemu, xattrmap
+from . import _core, cache, compat, confined, qemu, sandbox, xattrmap
 from .config import Config, Share, find, inherited_fd, level, names_class
 from .errors import ConfigError, hinted, one_line
 from .filesystem import FileSystem
@@ -214,21 +214,38 @@ def _share_options(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="who owns new files: caller insists on the user in the guest, auto takes this one if unprivileged (auto)",
     )
+    for kind, what in (("uid", "users"), ("gid", "groups")):
+        group.add_argument(
+            f"--translate-{kind}",
+            metavar="RULE",
+            action="append",
+            default=[],
+            help=f"give {what} of the guest other ids on the host, as in map:0:100000:65536 (GUEST:HOST:COUNT); also guest, "
+            "host, squash-guest, squash-host, forbid-guest",
+        )
 
 
 def _confinement_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--sandbox",
         metavar="MODE",
-        default="none",
-        help="auto, namespace, chroot or none: how other files are kept out of reach; auto is the best possible (none)",
+        default="auto",
+        help="auto, namespace, chroot or none: how other files are kept out of reach; auto is the best possible (auto)",
     )
     group.add_argument(
         "--seccomp",
         metavar="ACTION",
-        help="kill, trap, log or none: at system calls that serving does not take (kill, in a sandbox)",
+        help="kill, trap, log or none: at system calls that serving does not take (kill; with Python methods, EPERM)",
     )
     group.add_argument("--modcaps", metavar="LIST", help="capabilities to keep or give up, as in +sys_admin:-mknod")
+    for kind, what in (("uid", "users"), ("gid", "groups")):
+        group.add_argument(
+            f"--{kind}-map",
+            metavar=":INSIDE:OUTSIDE:COUNT:",
+            action="append",
+            default=[],
+            help=f"serve in a user namespace with these {what}; several times for several ranges",
+        )
 
 
 def _log_options(group: argparse._ArgumentGroup) -> None:
@@ -252,7 +269,8 @@ def _serve(arguments: argparse.Namespace) -> int:
         return 0
     warnings = compat.check(arguments)
     config = _config(arguments)
-    python = any(share.fs is not None for share in config.shares)
+    needs = config.needs()
+    python = needs is not None
     asked = config.confinement()
     if asked.forks(python=python):
         config = config.confinable()
@@ -267,9 +285,8 @@ def _serve(arguments: argparse.Namespace) -> int:
         warnings.append(problem)
     for warning in warnings:
         _core.log("warn", warning)
-    if config.sandbox == "auto" and not asked.forks(python=python):
-        why = "Python methods serve guests" if python else "a share has a version table"
-        _core.log("info", f"not confined: {why}; see docs/security.md")
+    if needs is not None and asked.ways(python=python) == ("none",) and asked.filters("none", python=python):
+        _core.log("info", f"not confined but for system calls: {needs}", see="docs/security.md")
 
     def begin(ready: Callable[[], None]) -> list[Server]:
         ready()
@@ -386,12 +403,12 @@ def _argument(text: str) -> tuple[str, Any]:
 def _explain(arguments: argparse.Namespace) -> int:
     name = arguments.source
     if not names_class(name) or os.path.exists(name):
-        print(explain(Passthrough(name)))
+        print(explain(Passthrough(name)), sandbox.told(python=False), sep="\n\n")
         return 0
     kind = find(name)
     if not isinstance(kind, type) or not issubclass(kind, FileSystem):
         raise hinted(ConfigError(f"{name} is not a class of file systems"), "name a subclass of virtiofs.FileSystem")
-    print(explain(kind))
+    print(explain(kind), sandbox.told(python=True), sep="\n\n")
     return 0
 
 
@@ -412,6 +429,8 @@ def _confinement(arguments: argparse.Namespace) -> dict[str, Any]:
         "sandbox": arguments.sandbox,
         "seccomp": arguments.seccomp,
         "modcaps": arguments.modcaps,
+        "uid_map": tuple(arguments.uid_map),
+        "gid_map": tuple(arguments.gid_map),
         "file_handles": arguments.inode_file_handles in ("prefer", "fallback"),
     }
 
@@ -455,6 +474,8 @@ def _share(arguments: argparse.Namespace) -> dict[str, Any]:
         "killpriv_v2": arguments.killpriv_v2,
         "ownership": arguments.ownership,
         "idmap": arguments.idmap,
+        "translate_uid": tuple(arguments.translate_uid),
+        "translate_gid": tuple(arguments.translate_gid),
     }
 
 

@@ -109,32 +109,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--allow-mmap", action="store_true", help="no effect: files can always be mapped")
     for option in ("--preserve-noatime", "--migration-verify-handles", "--migration-confirm-paths", "-f"):
         group.add_argument(option, action="store_true", help=argparse.SUPPRESS)
-    for option in (
-        "--migration-mode",
-        "--migration-on-error",
-        "--uid-map",
-        "--gid-map",
-        "--translate-uid",
-        "--translate-gid",
-    ):
+    for option in ("--migration-mode", "--migration-on-error"):
         group.add_argument(option, metavar="VALUE", help=argparse.SUPPRESS)
 
 
 def check(arguments: argparse.Namespace) -> list[str]:
-    """Returns warnings about accepted options that have no effect.
-
-    Raises:
-        ConfigError: An option asks for what is not served.
-    """
-    warnings = []
+    """Returns warnings about accepted options that have no effect."""
     if any(getattr(arguments, name) for name in ("migration_mode", "migration_on_error")):
-        warnings.append("--migration options have no effect: migration is not offered")
-    for option, what in (
-        ("uid_map", "owners are not mapped"),
-        ("gid_map", "groups are not mapped"),
-        ("translate_uid", "owners are not translated"),
-        ("translate_gid", "groups are not translated"),
-    ):
-        if getattr(arguments, option) is not None:
-            raise hinted(ConfigError(f"--{option.replace('_', '-')}: {what}"), "leave it out")
-    return warnings
+        return ["--migration options have no effect: migration is not offered"]
+    return []

@@ -12,9 +12,10 @@ from .cache import AUTO, Cache
 from .errors import ConfigError, hinted, one_line
 from .filesystem import FileSystem
 from .host import inode_watches
+from .ids import id_map
 from .passthrough import Passthrough
 from .policy import Policy
-from .sandbox import Mode, Sandbox, Seccomp
+from .sandbox import Mode, Sandbox, Seccomp, is_privileged
 from .server import Server, default_request_queues
 from .xattrmap import XattrMap
 
@@ -64,6 +65,9 @@ class Share:
         ownership: Who owns what a guest creates: `caller` insists on its user there, `auto` takes the user of this process
             where it lacks the privileges.
         idmap: Let the guest make idmapped mounts.
+        translate_uid: Users of the guest that are called something else on the host, as in ``map:0:100000:65536``; see
+            `virtiofs.ids`.
+        translate_gid: The same for groups.
         dax: Which files guests map: never, always, inode (as 64K), or from a size on.
         policy: What holds for single files instead.
         origin: Where it was read, for messages.
@@ -99,9 +103,21 @@ class Share:
     killpriv_v2: bool = True
     ownership: Literal["auto", "caller"] = "auto"
     idmap: bool = False
+    translate_uid: tuple[str, ...] = ()
+    translate_gid: tuple[str, ...] = ()
     dax: str = "64K"
     policy: Policy | None = None
     origin: str | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def has_table(self) -> bool:
+        """Whether there is a version table."""
+        return self.version_slots is not None or self.coherence_dir is not None
+
+    @property
+    def has_window(self) -> bool:
+        """Whether there is a DAX window."""
+        return self.dax_window != "0"
 
     def version_table(self) -> VersionTable | None:
         """Returns the version table that is asked for, or None.
@@ -110,7 +126,7 @@ class Share:
             ConfigError: There is no such table.
             OSError: The directory cannot be used.
         """
-        if self.version_slots is None and self.coherence_dir is None:
+        if not self.has_table:
             return None
         try:
             table = VersionTable(self.version_slots, directory=self.coherence_dir)
@@ -181,11 +197,15 @@ class Config:
         log_level: What is logged: off, error, warn, info, debug or trace.
         syslog: Log to syslog instead of standard error.
         rlimit_nofile: Limit of open files; None for the highest, 0 leaves it as it is.
-        sandbox: How the process that serves is confined: `namespace`, `chroot`, `none`, or `auto` for the
-            strongest way that works.
-        seccomp: What happens at system calls that serving does not take; None for `kill`, or `none` where nothing is confined.
+        sandbox: How the process of `virtiofs serve` is confined: `namespace`, `chroot`, `none`, or `auto` for the
+            strongest way that works. `servers` confines nothing.
+        seccomp: What happens at system calls that serving does not take; None for `kill`, for EPERM where Python methods
+            serve guests, or `none` where nothing is confined.
         modcaps: Capabilities to keep beside those that serving takes (``+name``), or to give up as well (``-name``).
         file_handles: Keep the right to open files by handle; see `virtiofs.sandbox.Sandbox`.
+        uid_map: Users of a user namespace to serve in, as in ``:0:100000:65536:``: the first one in it, what that is outside,
+            and how many. Only with namespaces.
+        gid_map: The same for groups.
 
     Raises:
         ConfigError: There is no such mode, action or capability.
@@ -195,10 +215,12 @@ class Config:
     log_level: str = "info"
     syslog: bool = False
     rlimit_nofile: int | None = None
-    sandbox: Mode = "none"
+    sandbox: Mode = "auto"
     seccomp: Seccomp | None = None
     modcaps: str | None = None
     file_handles: bool = False
+    uid_map: tuple[str, ...] = ()
+    gid_map: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self.confinement()
@@ -222,15 +244,44 @@ class Config:
             ConfigError: Something is asked for that does not exist, or not for these shares.
         """
         handles = self.file_handles or any(share.node_descriptors for share in self.shares)
-        asked = Sandbox(mode=self.sandbox, seccomp=self.seccomp, modcaps=self.modcaps, file_handles=handles)
-        if any(share.version_slots is not None or share.coherence_dir is not None for share in self.shares):
-            # Its threads watch whole file systems, and files outside of the share.
-            if {self.sandbox, self.seccomp} - {None, "none", "auto"}:
+        window = any(share.has_window for share in self.shares)
+        asked = Sandbox(
+            mode=self.sandbox,
+            seccomp=self.seccomp,
+            modcaps=self.modcaps,
+            file_handles=handles,
+            window=window,
+            uid_map=tuple(map(id_map, self.uid_map)),
+            gid_map=tuple(map(id_map, self.gid_map)),
+        )
+        if self.sandbox in ("namespace", "chroot") and any(share.has_table for share in self.shares):
+            raise hinted(
+                ConfigError("a share with a version table cannot be confined: its threads watch whole file systems"),
+                "leave the table out, or give --sandbox=auto to have its system calls filtered",
+            )
+        if asked.maps and self.sandbox == "auto":
+            if (needs := self.needs()) is not None:
                 raise hinted(
-                    ConfigError("a share with a version table cannot be confined"), "leave the sandbox or the table out"
+                    ConfigError(f"--uid-map and --gid-map are for namespaces, and there are none: {needs}"),
+                    "leave them out, or give --sandbox=namespace",
                 )
-            asked = replace(asked, mode="none")
+            asked = replace(asked, mode="namespace")  # nothing less has ids of its own
         return asked
+
+    def needs(self) -> str | None:
+        """Returns why the process that serves may need more of the host than its shares, if it does.
+
+        `auto` filters its system calls alone then.
+        """
+        if any(share.fs is not None for share in self.shares):
+            return "Python methods serve guests"
+        if any(share.policy is not None and share.policy.asks_python for share in self.shares):
+            return "a policy asks Python"
+        if any(share.has_table for share in self.shares):
+            return "the threads of a version table watch whole file systems"
+        if any(share.has_window for share in self.shares) and is_privileged():
+            return "ends of files are mapped into the DAX window by mounts, which take CAP_SYS_ADMIN"
+        return None
 
     def confinable(self) -> "Config":
         """Returns the same with directories by the paths that they have from every working directory, symlinks followed."""

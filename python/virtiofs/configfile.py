@@ -11,6 +11,7 @@ from typing import Any, Final, Literal, Union, get_args, get_origin, get_type_hi
 from . import cache, xattrmap
 from .config import Config, Share, find, level
 from .errors import ConfigError, hinted
+from .ids import translation
 from .policy import Policy, Rule
 
 TIMEOUTS: Final = ("attr_timeout", "entry_timeout", "negative_timeout")
@@ -90,6 +91,9 @@ class _Reader:
                 values[key] = self.parsed(cache.mode, self.typed(value, str, at), at)
             elif key == "xattrmap":
                 values[key] = self.parsed(xattrmap.parse, self.typed(value, str, at), at)
+            elif key in ("translate_uid", "translate_gid"):
+                values[key] = self.typed(value, hints[key], at)
+                self.parsed(translation, values[key], at)
             elif key == "policy":
                 values[key] = self.policy(value, at)
             elif key == "socket_mode" and isinstance(value, str):
@@ -156,6 +160,10 @@ class _Reader:
                 raise self.wrong(where, f"{key}: unknown value {value!r}", f"choose one of {', '.join(get_args(hint))}")
             return value
         kind = get_origin(hint) or hint
+        if kind is tuple:
+            if type(value) is not list or not all(type(one) is str for one in value):
+                raise self.wrong(where, f"{key}: expected an array of strings, not {_called(value)}")
+            return tuple(value)
         if kind is float and type(value) is int:
             return float(value)
         if type(value) is not (dict if kind is Mapping else kind):

@@ -10,13 +10,15 @@ import os
 import resource
 import signal
 import socket as _sockets
+import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Final, NoReturn, TypeAlias
+from typing import Final, Literal, NoReturn, TypeAlias
 
 from . import _core, sandbox
 from .errors import ConfigError, hinted, one_line
+from .ids import IdMap
 from .passthrough import Passthrough
 from .sandbox import Sandbox, Way
 from .server import Server
@@ -55,12 +57,12 @@ def run(servers: Sequence[Server], asked: Sandbox, serve: Serve, *, python: bool
         ConfigError: What was asked for cannot be had on this host.
         OSError: A socket cannot be made, or what is served cannot be opened.
     """
-    for server in servers:
-        server.bind()
-    _core.adopt_orphans()
     child: list[_Child] = []
 
     def begin() -> list[_Child]:
+        for server in servers:
+            server.bind()
+        _core.adopt_orphans()
         child.append(_confined(servers, asked, serve, python))
         for server in servers:
             server.leave()
@@ -85,7 +87,7 @@ def _confined(servers: Sequence[Server], asked: Sandbox, serve: Serve, python: b
     why: list[str] = []
     for way in asked.ways(python=python):
         try:
-            child = _Child(_Inside(servers, asked, way, python), serve)
+            child = _Child(_Inside(servers, asked, way, python), serve, asked)
         except _ImpossibleError as error:
             if asked.mode != "auto":
                 raise hinted(
@@ -106,7 +108,8 @@ def _confined(servers: Sequence[Server], asked: Sandbox, serve: Serve, python: b
 class _Child:
     """The process that serves, as the one outside sees it."""
 
-    def __init__(self, inside: "_Inside", serve: Serve) -> None:
+    def __init__(self, inside: "_Inside", serve: Serve, asked: Sandbox) -> None:
+        self._asked = asked
         ours, theirs = _sockets.socketpair(_sockets.AF_UNIX, _sockets.SOCK_SEQPACKET)
         sys.stdout.flush()
         sys.stderr.flush()
@@ -125,7 +128,7 @@ class _Child:
             said = line.recv(4096)
             if said == _IN_NAMESPACES:
                 try:
-                    _map_ids(first)
+                    _map_ids(first, self._asked)
                 except _ImpossibleError as error:
                     line.send(_FAILED + str(error).encode())
                 else:
@@ -208,7 +211,7 @@ class _Inside:
                 directory = server.fs.directory
                 rights[directory] = rights.get(directory, False) or not server.fs.read_only
         # In a user namespace with a single id there is nobody to act for, and so nothing to have for it.
-        alone = self._way == "namespace" and not sandbox.acts_for_others()
+        alone = self._way == "namespace" and not sandbox.acts_for_others() and not self._asked.maps
         kept = set() if alone else self._asked.capabilities()
         if self._way == "namespace":
             self._enter_namespaces()
@@ -232,11 +235,12 @@ class _Inside:
             _core.filter_calls(filters)
 
     def _enter_namespaces(self) -> None:
-        privileged = sandbox.is_privileged()
+        privileged = sandbox.is_privileged() and not self._asked.maps
         _core.enter_namespaces(sandbox.NAMESPACES | (0 if privileged else sandbox.CLONE_NEWUSER))
         if not privileged:
             self._line.send(_IN_NAMESPACES)
             self._wait()
+            _become_somebody(self._asked)
         second = os.fork()
         if second != 0:
             self._line.send(_IS + str(second).encode())
@@ -275,20 +279,59 @@ class _Inside:
         elif _core.landlock_version() >= sandbox.LANDLOCK:
             _core.restrict_files(list(rights.items()), files="dac_read_search" not in kept)
         elif self._way == "landlock":
-            raise _ImpossibleError("this kernel has no Landlock, or the first version of it")
+            _core.log("warn", "this kernel has no Landlock: other files of this host remain within reach of the server")
 
 
-def _map_ids(pid: int) -> None:
-    """Gives the user namespace of the process `pid` the ids of this one."""
-    maps = {"uid_map": sandbox.own_ids("uid"), "gid_map": sandbox.own_ids("gid")}
-    if not sandbox.acts_for_others():
-        maps = {"setgroups": "deny", **maps}  # without privileges, a condition for the map of groups
+def _map_ids(pid: int, asked: Sandbox) -> None:
+    """Gives the user namespace of the process `pid` its ids: those asked for, or those of this process."""
+    others = sandbox.acts_for_others()
+    wanted: tuple[tuple[Literal["uid", "gid"], tuple[IdMap, ...]], ...] = (
+        ("uid", asked.uid_map),
+        ("gid", asked.gid_map),
+    )
+    for kind, given in wanted:
+        if not others and len(given) == 1 and given[0][1:] == (sandbox.own_id(kind), 1):
+            lines = sandbox.id_lines(given)  # a single id, and one's own: needs nobody's leave
+        elif given and not others:
+            _by_program(kind, pid, given)
+            continue
+        else:
+            lines = sandbox.id_lines(given) if given else sandbox.own_ids(kind)
+        try:
+            if kind == "gid" and not others:
+                # Without privileges, a condition for the map of groups.
+                _write(f"/proc/{pid}/setgroups", "deny")
+            _write(f"/proc/{pid}/{kind}_map", lines)
+        except OSError as error:
+            raise _ImpossibleError(one_line(error)) from None
+
+
+def _write(path: str, text: str) -> None:
+    with open(path, "w", encoding="ascii") as file:
+        file.write(text)
+
+
+def _by_program(kind: str, pid: int, given: Sequence[IdMap]) -> None:
+    """Has newuidmap(1) or newgidmap(1) map ids that /etc/subuid or /etc/subgid allow this user."""
+    program = f"new{kind}map"
+    words = [str(number) for line in given for number in line]
     try:
-        for name, text in maps.items():
-            with open(f"/proc/{pid}/{name}", "w", encoding="ascii") as file:
-                file.write(text)
-    except OSError as error:
-        raise _ImpossibleError(one_line(error)) from None
+        done = subprocess.run([program, str(pid), *words], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise _ImpossibleError(f"--{kind}-map takes {program}, of the package uidmap, or root") from None
+    if done.returncode != 0:
+        raise _ImpossibleError(f"{program}: {done.stderr.strip() or _ended(done.returncode << 8)}")
+
+
+def _become_somebody(asked: Sandbox) -> None:
+    """Takes ids that the user namespace has: root's if it has root."""
+    if not asked.maps:
+        return
+    uid, gid = sandbox.inside(asked.uid_map, os.geteuid()), sandbox.inside(asked.gid_map, os.getegid())
+    with contextlib.suppress(PermissionError):  # refused where groups are, without privileges
+        os.setgroups([])
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
 
 
 def _ended(status: int) -> str:

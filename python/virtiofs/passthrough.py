@@ -4,6 +4,7 @@ import errno
 import os
 import resource
 import stat
+from collections.abc import Iterable, Sequence
 from typing import Final, Literal
 
 from . import _core
@@ -11,6 +12,7 @@ from .cache import AUTO, Cache
 from .dax import SMALL, files
 from .errors import ConfigError, hinted
 from .host import may_change_owners
+from .ids import Range, translation
 from .nativeops import NativeOperations
 from .policy import Policy
 from .xattrmap import XattrMap, parse
@@ -79,6 +81,9 @@ class Passthrough(NativeOperations):
             who asks only where something is made, so setuid and setgid are cleared also when the guest's root allocates
             blocks of a file or copies into it by the server. Not for subclasses that override more than what makes
             files: they are told who asks.
+        translate_uid: Users of the guest that are called something else on the host: rules as in `virtiofs.ids`, such as
+            ``map:0:100000:65536``.
+        translate_gid: The same for groups.
         dax: Which files guests map where the device has a DAX window: those of at least so many bytes (a number, or text
             such as 64K; `inode` is that), all (`always`) or none (`never`). A guest that mounts with ``dax=always``
             or ``dax=never`` decides by itself.
@@ -86,7 +91,7 @@ class Passthrough(NativeOperations):
     Raises:
         OSError: There is no such directory, it is none, or it may not be read.
         PermissionError: `ownership` is `caller`, and this process may not give files away.
-        ConfigError: `xattrmap` cannot be read, or it moves the ACLs of `posix_acl`.
+        ConfigError: `xattrmap` or a translation cannot be read; or they do not go with `posix_acl`.
     """
 
     def __init__(
@@ -111,6 +116,8 @@ class Passthrough(NativeOperations):
         version_table: _core.VersionTable | None = None,
         ownership: Literal["auto", "caller"] = "auto",
         idmap: bool = False,
+        translate_uid: str | Iterable[str] = (),
+        translate_gid: str | Iterable[str] = (),
         dax: int | str = SMALL,
     ) -> None:
         if ownership == "caller" and not may_change_owners():
@@ -147,6 +154,13 @@ class Passthrough(NativeOperations):
         self.version_table = version_table
         self.ownership: Final = ownership
         self.idmap: Final = idmap
+        self.translate_uid: Final = translation(translate_uid)
+        self.translate_gid: Final = translation(translate_gid)
+        if posix_acl and (self.translate_uid.ranges or self.translate_gid.ranges):
+            raise hinted(
+                ConfigError("translated ids do not go with ACLs, which name the host's"),
+                "serve no ACLs, or translate none",
+            )
         self.dax: Final = files(dax)
 
     def __repr__(self) -> str:
@@ -204,8 +218,15 @@ class Passthrough(NativeOperations):
             dax=self.dax,
             versions=self.version_table,
             rules=None if self.policy is None else self.policy.native(attr_timeout=attr_timeout),
+            ids=self._ids(),
             pace=(self.cache.restless, self.cache.growth) if self.cache.growth else None,
         )
+
+    def _ids(self) -> tuple[Sequence[Range], Sequence[Range], Sequence[Range], Sequence[Range]] | None:
+        users, groups = self.translate_uid, self.translate_gid
+        if not (users.ranges or groups.ranges):
+            return None
+        return users.to_host, groups.to_host, users.to_guest, groups.to_guest
 
 
 def _checked(directory: str) -> str:

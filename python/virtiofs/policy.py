@@ -1,5 +1,6 @@
 """What holds for single files of a directory: rules that are asked once per inode, when a guest first meets it."""
 
+import functools
 import grp
 import inspect
 import os
@@ -117,8 +118,8 @@ class Rule:
             "paths": _strings("path", self.path),
             "kinds": [KINDS[kind] for kind in kinds],
             "sizes": sizes,
-            "uids": _numbers(self.owner, "user", lambda name: pwd.getpwnam(name).pw_uid),
-            "gids": _numbers(self.group, "group", lambda name: grp.getgrnam(name).gr_gid),
+            "uids": _numbers(self.owner, "user", _user),
+            "gids": _numbers(self.group, "group", _group),
             "when": self.when,
             "entry_timeout": entry,
             "attr_timeout": attr if attr is None or attr_timeout is None else attr_timeout,
@@ -231,6 +232,11 @@ class Policy:
                 )
             )
 
+    @property
+    def asks_python(self) -> bool:
+        """Whether files, or opens of them, are decided about in Python."""
+        return self.sees_opens or any(rule.when is not None for rule in self.rules)
+
     def native(self, *, attr_timeout: float | None = None) -> _core.Rules:
         """Returns the native program. For file systems, which ask once."""
         try:
@@ -259,6 +265,17 @@ class _Outcome:
     """What became of an open."""
 
     replaced = False
+
+
+@functools.cache
+def _user(name: str) -> int:
+    # Once: the server that asks again has given up the files that tell.
+    return pwd.getpwnam(name).pw_uid
+
+
+@functools.cache
+def _group(name: str) -> int:
+    return grp.getgrnam(name).gr_gid
 
 
 def _strings(called: str, value: str | Sequence[str]) -> list[str]:

@@ -3,6 +3,7 @@
 Here are the decisions, as plain values; `virtiofs.confined` carries them out, with one native function for each means.
 """
 
+import errno
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Final, Literal, TypeAlias, get_args
 
 from . import _core, syscalls
 from .errors import ConfigError, hinted
+from .ids import IdMap, disjoint
 
 Mode: TypeAlias = Literal["auto", "namespace", "chroot", "none"]
 """How the files of the host are put out of reach; `auto` is the strongest way that works."""
@@ -64,19 +66,26 @@ class Sandbox:
 
     Args:
         mode: How the host's files are put out of reach.
-        seccomp: What happens at a system call that is not on the list. None for `kill`, or `none` with mode `none`.
+        seccomp: What happens at a system call that is not on the list. None for `kill`, for EPERM where Python methods serve
+            guests, or for `none` with mode `none`.
         modcaps: Capabilities to keep beside `CAPABILITIES` (``+name``) or to give up as well (``-name``).
         file_handles: Keep the right to open files by handle, so that a guest may remember more files than the process may
             open. Who takes over the process can then read and write files outside of the share, on the same file system.
+        window: A guest is offered a DAX window; a process with CAP_SYS_ADMIN maps ends of files there by mounts of its own.
+        uid_map: Users of the user namespace, where it is not to have the ids of this process.
+        gid_map: Groups of it.
 
     Raises:
         ConfigError: There is no such mode, action or capability.
     """
 
-    mode: Mode = "none"
+    mode: Mode = "auto"
     seccomp: Seccomp | None = None
     modcaps: str | None = None
     file_handles: bool = False
+    window: bool = False
+    uid_map: tuple[IdMap, ...] = ()
+    gid_map: tuple[IdMap, ...] = ()
 
     def __post_init__(self) -> None:
         for name, known in (("mode", Mode), ("seccomp", Seccomp)):
@@ -85,13 +94,27 @@ class Sandbox:
                 option = "sandbox" if name == "mode" else name
                 raise ConfigError(f"--{option}: unknown value {value!r}: choose one of {', '.join(get_args(known))}")
         self.capabilities()
+        if self.maps and self.mode not in ("auto", "namespace"):
+            raise hinted(
+                ConfigError("--uid-map and --gid-map are for namespaces"), "give --sandbox=namespace, or leave them out"
+            )
+        if bool(self.uid_map) != bool(self.gid_map):
+            raise hinted(ConfigError("--uid-map and --gid-map go together"), "give both")
+        for option, maps in (("uid", self.uid_map), ("gid", self.gid_map)):
+            if not disjoint(maps):
+                raise ConfigError(f"--{option}-map: an id is mapped twice")
+
+    @property
+    def maps(self) -> bool:
+        """Whether ids are mapped otherwise than to themselves."""
+        return bool(self.uid_map or self.gid_map)
 
     def ways(self, *, python: bool) -> Sequence[Way]:
         """Returns what is to be tried, in this order.
 
         Args:
-            python: Whether Python methods serve guests: they may need anything of the host, so they are not confined
-                unless that is asked for.
+            python: Whether what serves may need anything of the host, as Python methods do: it is not confined unless that is
+                asked for.
         """
         if self.mode != "auto":
             return (self.mode,)
@@ -122,13 +145,31 @@ class Sandbox:
 
     def filters(self, way: Way, *, python: bool) -> list[syscalls.Filter]:
         """Returns the filters of system calls for a process that is confined in `way`."""
-        action = self.seccomp or ("none" if self.mode == "none" else "kill")
+        action: syscalls.Answer | Literal["none"] = self.seccomp or ("none" if self.mode == "none" else "kill")
         if action == "none":
             return []
-        if python:
-            return syscalls.python(action)
         handles = self.file_handles or way == "none" or "dac_read_search" in self.capabilities()
-        return syscalls.native(action, file_handles=handles)
+        if python:
+            # Unless it was asked for, nobody's program ends because of a library that tries something.
+            action = errno.EPERM if self.seccomp is None else action
+            return syscalls.python(action, file_handles=handles, mounts=self.window)
+        return syscalls.native(action, file_handles=handles, mounts=self.window and way == "none")
+
+
+def told(*, python: bool) -> str:
+    """Returns what `virtiofs explain` says of the sandbox.
+
+    Args:
+        python: Whether a class of the user's own is served.
+    """
+    if python:
+        return (
+            "virtiofs serve filters the system calls of this class and confines it no further, since its methods may need"
+            " anything of the host; --sandbox=namespace leaves it the shared directories alone."
+        )
+    return (
+        "virtiofs serve confines itself: nothing but the directory in sight, few capabilities, a list of system calls."
+    )
 
 
 def served(directories: Iterable[str]) -> list[str]:
@@ -150,11 +191,33 @@ def acts_for_others() -> bool:
     return {"setuid", "setgid"} <= set(_core.effective_capabilities())
 
 
+def own_id(kind: Literal["uid", "gid"]) -> int:
+    """Returns the user or the group of this process."""
+    return os.geteuid() if kind == "uid" else os.getegid()
+
+
 def own_ids(kind: Literal["uid", "gid"]) -> str:
     """Returns the map for a user namespace in which ids mean what they mean here, as far as this process can have them."""
     if not acts_for_others():
-        own = os.geteuid() if kind == "uid" else os.getegid()
-        return f"{own} {own} 1\n"
+        own = own_id(kind)
+        return id_lines([(own, own, 1)])
     with open(f"/proc/self/{kind}_map", encoding="ascii") as file:
         here = [line.split() for line in file]
-    return "".join(f"{first} {first} {count}\n" for first, _, count in here)
+    return id_lines([(int(first), int(first), int(count)) for first, _, count in here])
+
+
+def id_lines(maps: Iterable[IdMap]) -> str:
+    """Returns `maps` as /proc takes them."""
+    return "".join(f"{inside} {outside} {count}\n" for inside, outside, count in maps)
+
+
+def inside(maps: Iterable[IdMap], now: int) -> int:
+    """Returns the id to take in a user namespace with `maps`, in which one is `now`.
+
+    That is 0 if it has it; otherwise what one is, if that is mapped, and the first one if not.
+    """
+    mapped = [(first, first + count) for first, _, count in maps]
+    for wanted in (0, now):
+        if any(first <= wanted < end for first, end in mapped):
+            return wanted
+    return min(first for first, _ in mapped)

@@ -98,35 +98,56 @@ NATIVE: Final[list[Call]] = [
 KERNEL: Final[list[Call]] = [
     (name, [])
     for name in _words("""
-    acct add_key adjtimex bpf chroot clock_adjtime clock_settime delete_module finit_module fsconfig fsmount fsopen fspick
-    init_module io_uring_enter io_uring_register io_uring_setup ioperm iopl kcmp kexec_load keyctl lookup_dcookie migrate_pages
-    modify_ldt mount mount_setattr move_mount move_pages nfsservctl open_by_handle_at open_tree open_tree_attr perf_event_open
-    personality pidfd_getfd pivot_root process_vm_readv process_vm_writev ptrace quotactl reboot request_key setdomainname
-    sethostname setns settimeofday swapoff swapon syslog umount2 uselib userfaultfd vhangup
+    acct add_key adjtimex bpf chroot clock_adjtime clock_settime delete_module finit_module fspick init_module
+    io_uring_enter io_uring_register io_uring_setup ioperm iopl kcmp kexec_load keyctl lookup_dcookie migrate_pages
+    modify_ldt mount mount_setattr move_mount move_pages nfsservctl open_tree open_tree_attr perf_event_open personality
+    pidfd_getfd pivot_root process_vm_readv process_vm_writev ptrace quotactl reboot request_key setdomainname sethostname
+    setns settimeofday swapoff swapon syslog umount2 uselib userfaultfd vhangup
 """)
 ]
 """What no file system needs, however it is written: other processes, the host's set-up, seldom used parts of the kernel."""
 
 
-def native(action: Answer, *, file_handles: bool) -> list[Filter]:
+MOUNTS: Final[list[Call]] = [
+    *((name, []) for name in ("fsconfig", "fsmount", "fsopen")),
+    ("ioctl", [(1, _INT, 0x4010E501)]),  # FUSE_DEV_IOC_BACKING_OPEN
+    ("ioctl", [(1, _INT, 0x4004E502)]),  # FUSE_DEV_IOC_BACKING_CLOSE
+]
+"""What files without an end take, by which ends of files are mapped (rust/device/src/vhost_user/endless.rs)."""
+
+
+def native(action: Answer, *, file_handles: bool, mounts: bool = False) -> list[Filter]:
     """Returns the filters for a process that serves directories: an allow list.
 
     Args:
         action: What happens to calls that are not on it.
         file_handles: Whether files may be opened by handle; EPERM otherwise.
+        mounts: Whether `MOUNTS` may be made; EPERM otherwise.
     """
     # The C library makes threads with clone3, whose flags lie in memory where no filter can read; told that there is none, it
     # takes clone.
-    refused: list[Filter] = [([("clone3", [])], errno.ENOSYS, "allow")]
-    if not file_handles:
-        refused.append(([("open_by_handle_at", [])], errno.EPERM, "allow"))
+    refused: list[Filter] = [([("clone3", [])], errno.ENOSYS, "allow"), *_refused(file_handles, mounts)]
     # The allow list is the last: it does not allow another filter to be applied.
-    return [*refused, ([*NATIVE, ("clone3", []), ("open_by_handle_at", [])], "allow", action)]
+    return [*refused, ([*NATIVE, *MOUNTS, ("clone3", []), ("open_by_handle_at", [])], "allow", action)]
 
 
-def python(action: Answer) -> list[Filter]:
-    """Returns the filter for a process that runs Python methods for guests: `action` happens to what is in `KERNEL`."""
-    return [(KERNEL, action, "allow")]
+def python(action: Answer, *, file_handles: bool, mounts: bool = False) -> list[Filter]:
+    """Returns the filters for a process that runs Python methods for guests.
+
+    Args:
+        action: What happens to calls that are in `KERNEL`; all others are allowed.
+        file_handles: Whether files may be opened by handle; EPERM otherwise.
+        mounts: Whether `MOUNTS` may be made; EPERM otherwise.
+    """
+    return [*_refused(file_handles, mounts), (KERNEL, action, "allow")]
+
+
+def _refused(file_handles: bool, mounts: bool) -> list[Filter]:
+    """Returns the filters of what is tried, and gone without where it is refused."""
+    calls: list[Call] = [] if mounts else [*MOUNTS]
+    if not file_handles:
+        calls.append(("open_by_handle_at", []))
+    return [(calls, errno.EPERM, "allow")] if calls else []
 
 
 def names(calls: Iterable[Call]) -> set[str]:

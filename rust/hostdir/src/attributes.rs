@@ -10,7 +10,7 @@ use virtiofs_fuse::wire::{AttrOut, SYMLINK_MAX, SetattrIn, StatxOut, fattr};
 use virtiofs_fuse::{BACKING, Context, Result};
 
 use crate::HostDir;
-use crate::credentials::{Caller, Rights, WithoutFsetid};
+use crate::credentials::{Rights, WithoutFsetid};
 use crate::error::{Lift, errno};
 use crate::handles::FileHandle;
 use crate::inodes::Inode;
@@ -39,7 +39,9 @@ impl HostDir {
         };
         let times = self.attributes(&inode, &status);
         let (attr_valid, attr_valid_nsec) = (times.attr_valid, times.attr_valid_nsec);
-        Ok(StatxOut { attr_valid, attr_valid_nsec, stat: status.statx(inode.ino()), ..StatxOut::default() })
+        let mut stat = status.statx(inode.ino());
+        self.guest_owner(&mut stat.uid, &mut stat.gid);
+        Ok(StatxOut { attr_valid, attr_valid_nsec, stat, ..StatxOut::default() })
     }
 
     /// Owner first, since that clears suid and sgid, then mode, size and times: as if all of it were one step.
@@ -55,6 +57,7 @@ impl HostDir {
         if has(fattr::UID | fattr::GID) {
             let uid = if has(fattr::UID) { Some(owner(args.uid)?) } else { None };
             let gid = if has(fattr::GID) { Some(owner(args.gid)?) } else { None };
+            let (uid, gid) = self.host_owner(uid, gid)?;
             self.drop_capability(&inode)?;
             let (uid, gid) = (uid.map(Uid::from_raw), gid.map(Gid::from_raw));
             rustix::fs::chownat(inode.fd()?, c"", uid, gid, AtFlags::EMPTY_PATH).lift()?;
@@ -127,7 +130,7 @@ impl HostDir {
 
     pub(crate) fn op_access(&self, cx: &Context, node: u64, mask: u32) -> Result<()> {
         let inode = self.inodes.get(node)?;
-        let _caller = Caller::assume(cx, None, Rights::Plain)?;
+        let _caller = self.caller(cx, Rights::Plain)?;
         sys::access(inode.fd()?.as_fd(), mask).lift()
     }
 }

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use virtiofs_coherence::{InodeWatcher, Table};
 use virtiofs_fuse::wire::{Attr, AttrOut, EntryOut};
 
+use crate::ids::Ids;
 use crate::rules::Rules;
 use crate::xattrmap::NameRule;
 
@@ -117,6 +118,8 @@ pub struct Config {
     pub announce_submounts: bool,
     /// Counters that move with every change, for whoever remembers what guests were told. Node ids carry their slots then.
     pub versions: Option<Arc<Table>>,
+    /// What users and groups of the guest are called on the host, and the reverse.
+    pub ids: Option<Arc<Ids>>,
     /// Watches the inodes that guests ask about, where nobody watches whole file systems. Of the same table.
     pub watcher: Option<Arc<InodeWatcher>>,
 }

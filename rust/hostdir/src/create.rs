@@ -10,7 +10,7 @@ use virtiofs_fuse::{Context, Creation, Error, Result};
 
 use crate::HostDir;
 use crate::attributes::losing_suid;
-use crate::credentials::{Caller, Rights};
+use crate::credentials::Rights;
 use crate::error::{Lift, STALE, errno};
 use crate::hostdir::component;
 use crate::inodes::Inode;
@@ -72,7 +72,7 @@ impl HostDir {
             inode.must_be_regular().map_err(|_| STALE)?;
             let host_flags = self.host_flags(&inode, flags)?;
             let _change = (host_flags & libc::O_TRUNC != 0).then(|| self.changing(&inode));
-            let caller = Caller::assume(cx, None, Rights::Plain)?;
+            let caller = self.caller(cx, Rights::Plain)?;
             let _guard = if kill_suidgid && caller.is_oneself() { losing_suid(&inode)? } else { None };
             let (fd, host_flags) = self.open_inode(&inode, host_flags, flags).map_err(|error| match error {
                 Error::Errno(libc::EACCES) => STALE,
@@ -118,7 +118,7 @@ impl HostDir {
         new: &Creation<'_>,
     ) -> Result<OwnedFd> {
         let dir = dir.fd()?;
-        let _caller = Caller::creates(cx, new)?;
+        let _caller = self.creates(cx, new)?;
         let flags = OFlags::from_bits_retain(host_flags as u32) | how | OFlags::CLOEXEC;
         let mode = Mode::from_raw_mode(mode & 0o7777);
         rustix::io::retry_on_intr(|| rustix::fs::openat(&dir, name, flags, mode)).lift()
@@ -206,7 +206,7 @@ impl HostDir {
         let undo = if kind == FileType::Directory { AtFlags::REMOVEDIR } else { AtFlags::empty() };
         let mut change = self.changing(&dir);
         {
-            let _caller = Caller::creates(cx, new)?;
+            let _caller = self.creates(cx, new)?;
             change.of(create(&dir.fd()?, name).lift())?;
         }
         let (inode, status) = self.enter(&dir, name, kind == FileType::Directory)?;

@@ -106,6 +106,7 @@ impl HostDir {
         if inode.submount {
             entry.attr.flags |= bits::ATTR_SUBMOUNT;
         }
+        self.guest_owner(&mut entry.attr.uid, &mut entry.attr.gid);
         self.stamp_dax(inode, &mut entry.attr);
         inode.effects.stamp_entry(&mut entry);
         entry
@@ -116,6 +117,7 @@ impl HostDir {
         if inode.submount {
             out.attr.flags |= bits::ATTR_SUBMOUNT;
         }
+        self.guest_owner(&mut out.attr.uid, &mut out.attr.gid);
         self.stamp_dax(inode, &mut out.attr);
         inode.effects.stamp_attr(&mut out);
         out

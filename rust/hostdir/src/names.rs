@@ -8,7 +8,7 @@ use virtiofs_fuse::wire::EntryOut;
 use virtiofs_fuse::{Context, Result};
 
 use crate::HostDir;
-use crate::credentials::{Caller, Rights};
+use crate::credentials::Rights;
 use crate::error::{Lift, STALE, errno};
 use crate::hostdir::component;
 use crate::stat::Status;
@@ -44,7 +44,7 @@ impl HostDir {
         self.must_be_seen(&to, newname, None)?;
         // A whiteout is a device node that comes to be, as the caller's.
         let _caller = match flags.contains(RenameFlags::WHITEOUT) {
-            true => Some(Caller::assume(cx, None, Rights::Checked)?),
+            true => Some(self.caller(cx, Rights::Checked)?),
             false => None,
         };
         self.hold_on(&from, name);

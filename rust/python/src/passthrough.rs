@@ -41,12 +41,27 @@ impl From<NameRule> for hostdir::NameRule {
     }
 }
 
+/// Ids that become others: the first one, how many, and what the first becomes; whether all become that one. `None` is refused.
+#[derive(FromPyObject)]
+struct IdRange(u32, u32, Option<u32>, bool);
+
+impl From<IdRange> for hostdir::IdRange {
+    fn from(IdRange(from, count, target, one): IdRange) -> hostdir::IdRange {
+        let to = match target {
+            None => hostdir::To::Refused,
+            Some(id) if one => hostdir::To::One(id),
+            Some(id) => hostdir::To::Ids(id),
+        };
+        hostdir::IdRange { from, count, to }
+    }
+}
+
 #[pymethods]
 impl HostDir {
     #[new]
     #[pyo3(signature = (directory, *, attr_timeout, entry_timeout, negative_timeout, open_flags, dir_open_flags, read_only,
                         writeback, xattr, xattr_names, posix_acl, allow_direct_io, announce_submounts, node_descriptors, dax,
-                        versions=None, pace=None, rules=None))]
+                        versions=None, pace=None, rules=None, ids=None))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         py: Python<'_>,
@@ -68,6 +83,7 @@ impl HostDir {
         versions: Option<PyRef<'_, VersionTable>>,
         pace: Option<(f64, f64)>,
         rules: Option<PyRef<'_, Rules>>,
+        ids: Option<[Vec<IdRange>; 4]>,
     ) -> PyResult<HostDir> {
         let pace = match pace {
             Some((restless, growth)) => Some(hostdir::Pace { restless: timeout(restless)?, growth }),
@@ -97,6 +113,13 @@ impl HostDir {
                 allow_direct_io,
                 announce_submounts,
                 node_descriptors,
+                ids: ids.map(|[to_host_users, to_host_groups, to_guest_users, to_guest_groups]| {
+                    let ranges = |ranges: Vec<IdRange>| ranges.into_iter().map(hostdir::IdRange::from).collect();
+                    Arc::new(hostdir::Ids {
+                        to_host: [ranges(to_host_users), ranges(to_host_groups)],
+                        to_guest: [ranges(to_guest_users), ranges(to_guest_groups)],
+                    })
+                }),
                 watcher: versions.as_ref().and_then(|versions| versions.inodes()),
                 versions: versions.map(|versions| Arc::clone(&versions.table)),
             },
