@@ -2,15 +2,19 @@
 
 import struct
 import threading
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from virtiofs import GuestMemory, Queue
+from virtiofs import Device, GuestMemory, Queue
 
 VERSION_1 = 1 << 32
 ENTRIES = 8
 NEXT, WRITE = 1, 2
-INIT, GETATTR = 26, 3
+INIT, LOOKUP, GETATTR, OPEN, READ, SETUPMAPPING = 26, 1, 3, 14, 15, 48
+START, SIZE = 0x10000, 0x10000
+"""Where the memory of a machine with one request queue lies."""
+PATIENCE = 20
 
 
 def request(opcode: int, node: int = 0, body: bytes = b"", unique: int = 2) -> bytes:
@@ -18,9 +22,14 @@ def request(opcode: int, node: int = 0, body: bytes = b"", unique: int = 2) -> b
     return struct.pack("<IIQQIIIHH", 40 + len(body), opcode, unique, node, 0, 0, 0, 0, 0) + body
 
 
-def init() -> bytes:
+def init(flags: int = 0) -> bytes:
     """The request that begins a session."""
-    return request(INIT, body=struct.pack("<IIII44x", 7, 46, 128 << 10, 0))
+    return request(INIT, body=struct.pack("<IIIII40x", 7, 46, 128 << 10, flags & 0xFFFFFFFF, flags >> 32))
+
+
+def reading(handle: int, offset: int, size: int) -> bytes:
+    """The arguments of READ."""
+    return struct.pack("<QQIIQII", handle, offset, size, 0, 0, 0, 0)
 
 
 @dataclass
@@ -54,6 +63,23 @@ class Ring:
         entry = self.at + 0x804 + 8 * ((self.used() - 1) % ENTRIES)
         return self.memory.read(self.at + 0x2000, self.memory.load(entry + 4, 4))
 
+    def wait(self, before: int) -> None:
+        """Waits until more than `before` requests were completed."""
+        deadline = time.monotonic() + PATIENCE
+        while self.used() == before:
+            assert time.monotonic() < deadline, "no reply"
+            time.sleep(0.0005)
+
     def error(self) -> int:
         """The errno of that reply, negative, or 0."""
         return int(struct.unpack_from("<i", self.reply(), 4)[0])
+
+
+def ask(device: Device, ring: Ring, request: bytes) -> bytes:
+    """Puts a request, notifies, and waits for its reply."""
+    before = ring.used()
+    ring.interrupted.clear()
+    ring.put(request)
+    device.notify(1)
+    ring.wait(before)
+    return ring.reply()

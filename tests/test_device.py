@@ -24,7 +24,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from tests.driver import GETATTR, VERSION_1, Ring, init, request
+from tests.driver import GETATTR, VERSION_1, Ring, ask, init, request
 from virtiofs import Device, GuestMemory, MmioTransport, Passthrough, Queue, StateError, Workers
 from virtiofs.testing import Guest
 
@@ -46,18 +46,10 @@ class Machine:
 
     def ask(self, request: bytes) -> bytes:
         """Puts a request, notifies, and waits for its reply."""
-        before = self.ring.used()
-        self.ring.interrupted.clear()
-        self.ring.put(request)
-        self.device.notify(1)
-        self.wait(before)
-        return self.ring.reply()
+        return ask(self.device, self.ring, request)
 
     def wait(self, before: int) -> None:
-        deadline = time.monotonic() + PATIENCE
-        while self.ring.used() == before:
-            assert time.monotonic() < deadline, "no reply"
-            time.sleep(0.0005)
+        self.ring.wait(before)
 
 
 @pytest.fixture
@@ -469,6 +461,18 @@ class Calls(RuleBasedStateMachine):
     @rule()
     def resume(self) -> None:
         self.call(("paused",), "running", self.machine.device.resume)
+
+    @rule()
+    def save_and_restore(self) -> None:
+        """Another device takes the place of one that is paused."""
+
+        def act() -> None:
+            saved = self.machine.device.save()
+            self.machine.device.close()
+            calls = [None, self.machine.ring.interrupted.set]
+            self.machine.device = Device.restore(saved, self.fs, self.machine.memory, calls=calls)
+
+        self.call(("paused",), "paused", act)
 
     @rule()
     def reset(self) -> None:

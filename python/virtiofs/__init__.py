@@ -7,7 +7,7 @@ from ._core import Blocks, GuestMemory, VersionTable, Workers, __version__
 from .cache import ALWAYS, AUTO, METADATA, NONE, Cache
 from .config import Config, Share
 from .device import Device, Queue, SharedMemory
-from .errors import BoundsError, ConfigError, ProtocolError, StateError, VirtiofsError
+from .errors import BoundsError, ConfigError, ProtocolError, RestoreError, StateError, VirtiofsError
 from .filesystem import FileSystem
 from .mmio import MmioTransport
 from .mounts import Mount, mount
@@ -15,7 +15,7 @@ from .passthrough import Passthrough
 from .plan import Plan, explain
 from .policy import Policy, Rule
 from .server import Server, serve
-from .types import Attr, Changes, DeviceStats, DirEntry, Entry, InFlight, Lock, Node, Open, Request, Statfs, Stats
+from .types import Attr, Changes, DeviceStats, DirEntry, Entry, InFlight, Lock, Lost, Node, Open, Request, Statfs, Stats
 
 __all__ = [
     "ALWAYS",
@@ -37,6 +37,7 @@ __all__ = [
     "GuestMemory",
     "InFlight",
     "Lock",
+    "Lost",
     "MmioTransport",
     "Mount",
     "Node",
@@ -47,6 +48,7 @@ __all__ = [
     "ProtocolError",
     "Queue",
     "Request",
+    "RestoreError",
     "Rule",
     "Server",
     "Share",

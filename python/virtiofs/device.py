@@ -1,5 +1,6 @@
 """The device inside a virtual machine monitor that is written in Python."""
 
+import itertools
 import mmap
 import os
 import weakref
@@ -7,12 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol, Self, TypeAlias
 
-from . import _core, dax, running
+from . import _core, dax, running, saved
 from ._core import GuestMemory, Workers
 from .errors import ConfigError
 from .filesystem import FileSystem
 from .server import check_tag
-from .types import DeviceStats, InFlight
+from .types import DeviceStats, InFlight, Lost
 
 DEVICE_ID: Final = 26
 """The virtio device id of a file system device."""
@@ -94,6 +95,9 @@ class Device:
         with Device(Passthrough("/srv/data"), "data", memory) as device:
             device.start(features, [hiprio, requests])
 
+    Attributes:
+        lost: Of a device that was restored: what its guest has had, and finds stale.
+
     Args:
         fs: What is served. One file system may be served by any number of devices: each has a session of its own.
         tag: Name under which the guest mounts it: 1 to 36 bytes of UTF-8.
@@ -144,6 +148,7 @@ class Device:
             window=window,
             follow=fs.version_table,
         )
+        self.lost: Sequence[Lost] = ()
         self._exit: Final = _Exit(self)
         running.add(self._exit)
         weakref.finalize(self, running.discard, self._exit).atexit = False
@@ -236,6 +241,76 @@ class Device:
             ValueError: A queue's place is no longer guest memory; the device stays paused.
         """
         self._native.resume()
+
+    def save(self) -> bytes:
+        """Returns the paused device as bytes, from which `restore` makes one that goes on, here or in another process.
+
+        They have the positions of the queues, the features, and the guest's session: nodes, open files and directories, locks,
+        and what is mapped in the DAX window; neither guest memory nor contents of files. The device stays as it is. Who can
+        change these bytes can open files: keep them as the guest's memory is kept.
+
+        Raises:
+            StateError: The device is not paused.
+            ConfigError: The file system has operations in Python, whose nodes are objects of this process.
+        """
+        return self._native.save()
+
+    @classmethod
+    def restore(
+        cls,
+        saved_device: bytes,
+        fs: FileSystem,
+        memory: GuestMemory,
+        *,
+        kicks: Sequence[Descriptor | None] = (),
+        calls: Sequence[Interrupt | None] = (),
+        missing: saved.Missing = "fail",
+        slow_threads: int = 16,
+        workers: Workers | None = None,
+    ) -> Self:
+        """Makes a device that goes on where another one was saved. It is paused: `resume` lets it serve.
+
+        The other one is closed before, or its locks are in the way. Nodes are found again by file handle where this process may
+        open those (CAP_DAC_READ_SEARCH), else by path, and only if they are the same inodes. The DAX window is where it was,
+        with what was mapped; its memory is to be given to the guest again. Each queue interrupts its driver once.
+
+        Args:
+            saved_device: What `save` has returned.
+            fs: The same directory with the same settings.
+            memory: The guest's memory, as it was when the device was saved.
+            kicks: By queue, hiprio first: what is written when the driver notifies the device, as in `Queue`.
+            calls: By queue: how the driver is interrupted, as in `Queue`.
+            missing: What to do if something that the guest has is gone, as a file that was deleted: `fail`, or go
+                on and make it `stale`, so that the guest gets ESTALE and EBADF for it. `lost` says what that is.
+            slow_threads: As for a new device.
+            workers: As for a new device.
+
+        Raises:
+            RestoreError: Something is missing, and that is to fail.
+            ConfigError: These are no bytes of `save`, or `fs` does not offer what the guest relies on.
+            ValueError: The memory does not have the queues.
+        """
+        tag, request_queues, window = saved.shape(saved_device)
+        allowed = saved.may_lose(missing)
+        device = cls(
+            fs,
+            tag,
+            memory,
+            request_queues=request_queues,
+            slow_threads=slow_threads,
+            workers=workers,
+            dax_window=window,
+        )
+        try:
+            wires = [
+                (None if kick is None else _descriptor(kick), _interrupt(call))
+                for kick, call in itertools.zip_longest(kicks, calls)
+            ]
+            device.lost = saved.lost(device._native.restore(saved_device, wires, allowed))
+        except BaseException:
+            device.close()
+            raise
+        return device
 
     def reset(self) -> None:
         """Forgets the driver: its queues and features, and its session with all nodes, open files and locks.

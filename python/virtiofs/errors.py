@@ -7,13 +7,18 @@
     │   ├── BoundsError      (also an IndexError)  an address that is not in guest memory
     │   ├── ConfigError      (also a ValueError)   a setting that cannot be served
     │   ├── ProtocolError    a server under test answered against the protocol
+    │   ├── RestoreError     something that the guest of a saved device has is not there any more
     │   └── StateError       (also a RuntimeError) a device that is not in the state for what it was asked
     └── OSError              everything that the operating system refused
 
 Each error says what is wrong; where something can be done about it, a note (`BaseException.add_note`) says what.
 """
 
-from typing import TypeVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final, TypeVar
+
+if TYPE_CHECKING:
+    from .types import Lost
 
 _E = TypeVar("_E", bound=BaseException)
 
@@ -32,6 +37,21 @@ class ConfigError(VirtiofsError, ValueError):
 
 class ProtocolError(VirtiofsError):
     """A server that the embedded guest talks to broke the vhost-user, virtio or FUSE protocol."""
+
+
+class RestoreError(VirtiofsError):
+    """Something that the guest of a saved device has is not to be had any more.
+
+    Attributes:
+        lost: What that is, each with a reason.
+    """
+
+    def __init__(self, lost: "Sequence[Lost]") -> None:
+        """Says how much is lost, and the first of it."""
+        more = f", and {len(lost) - 1} more" if len(lost) > 1 else ""
+        super().__init__(f"the guest has what cannot be had any more: {lost[0]}{more}")
+        self.lost: Final = tuple(lost)
+        self.add_note("missing='stale' goes on without")
 
 
 class StateError(VirtiofsError, RuntimeError):

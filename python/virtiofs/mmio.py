@@ -2,8 +2,10 @@
 
 from typing import Final, Self, final
 
-from . import _core
+from . import _core, saved
+from ._core import GuestMemory, Workers
 from .device import Device, Interrupt, _interrupt
+from .filesystem import FileSystem
 
 SIZE: Final = 0x200
 """Bytes of guest addresses that the registers take."""
@@ -25,6 +27,53 @@ class MmioTransport(_core.Mmio):
 
     device: Device
     """The device behind the registers."""
+
+    @classmethod
+    def restore(
+        cls,
+        saved_registers: bytes,
+        fs: FileSystem,
+        memory: GuestMemory,
+        interrupt: Interrupt | None = None,
+        *,
+        missing: saved.Missing = "fail",
+        slow_threads: int = 16,
+        workers: Workers | None = None,
+    ) -> Self:
+        """Makes registers and a device that go on where others were saved: see `Device.restore`. The device is paused.
+
+        Args:
+            saved_registers: What `save` has returned.
+            fs: The same directory with the same settings.
+            memory: The guest's memory, as it was.
+            interrupt: As for new registers.
+            missing: As of `Device.restore`.
+            slow_threads: As of `Device`.
+            workers: As of `Device`.
+
+        Raises:
+            RestoreError: Something that the guest has is missing, and that is to fail.
+            ConfigError: These are no bytes of `save`, or `fs` does not offer what the guest relies on.
+            ValueError: The memory does not have the queues.
+        """
+        tag, request_queues, window = saved.shape(saved_registers, registers=True)
+        allowed = saved.may_lose(missing)
+        device = Device(
+            fs,
+            tag,
+            memory,
+            request_queues=request_queues,
+            slow_threads=slow_threads,
+            workers=workers,
+            dax_window=window,
+        )
+        try:
+            self = cls(device, interrupt)
+            device.lost = saved.lost(self.resume_from(saved_registers, allowed))
+        except BaseException:
+            device.close()
+            raise
+        return self
 
     def __new__(cls, device: Device, interrupt: Interrupt | None = None) -> Self:
         """Puts registers before `device`."""

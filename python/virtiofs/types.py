@@ -1,7 +1,7 @@
 """What operations take and answer, and what servers tell: frozen values."""
 
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from ._core import Attr, Changes, DirEntry, Entry, Lock, Node, Open, Request, Statfs
 
@@ -14,6 +14,7 @@ __all__ = [
     "Entry",
     "InFlight",
     "Lock",
+    "Lost",
     "Node",
     "Open",
     "Request",
@@ -38,6 +39,27 @@ class InFlight:
     operation: str
     node: int
     seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lost:
+    """Something that the guest of a saved device has, and that is not to be had any more.
+
+    Args:
+        kind: A node (what was open of it is not named again), an open file or directory, a lock, or a mapping of the window.
+        node: Number of the node that it belongs to.
+        path: Where that was in the share when the device was saved; empty if that is not known.
+        error: Why it is lost.
+    """
+
+    kind: Literal["node", "file", "directory", "lock", "mapping"]
+    node: int
+    path: str
+    error: OSError
+
+    def __str__(self) -> str:
+        """Says what is lost and why."""
+        return f"{self.kind} of {self.path or f'node {self.node}'!r} ({self.error.strerror})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

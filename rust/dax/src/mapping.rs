@@ -36,6 +36,11 @@ impl MappedFile {
         MappedFile { key, fd, stand_in, writable }
     }
 
+    /// By what the window's user knows it.
+    pub fn key(&self) -> u64 {
+        self.key
+    }
+
     /// The file itself, to be read and written without touching the window.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()

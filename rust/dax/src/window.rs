@@ -80,6 +80,11 @@ impl<M: Mapper> Window<M> {
         self.len() == 0
     }
 
+    /// What is mapped at present.
+    pub fn mappings(&self) -> Vec<Mapping> {
+        self.table.lock().all()
+    }
+
     /// Who maps.
     pub fn mapper(&self) -> &M {
         &self.mapper

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 use virtiofs_fuse::Server;
-use virtiofs_virtqueue::{Event, MemoryError, RingConfig, SharedMemory};
+use virtiofs_virtqueue::{Event, MemoryError, RingConfig, SharedMemory, split};
 
 use crate::identity::{EVENT_IDX, QUEUE_SIZE_MAX, VERSION_1};
 use crate::notices::Notices;
@@ -105,7 +105,7 @@ pub struct Device {
     identity: Identity,
     with: Surroundings,
     state: AtomicU8,
-    life: Mutex<Life>,
+    pub(crate) life: Mutex<Life>,
     /// The kicks of the queues that are set up. Beside `life`, so that a kick never waits for a queue that stops.
     kicks: RwLock<Vec<Option<Arc<Event>>>>,
     window: Option<Arc<Local>>,
@@ -114,10 +114,10 @@ pub struct Device {
 }
 
 #[derive(Debug)]
-struct Life {
-    features: u64,
-    setups: Vec<Option<QueueSetup>>,
-    queues: Vec<Queue>,
+pub(crate) struct Life {
+    pub(crate) features: u64,
+    pub(crate) setups: Vec<Option<QueueSetup>>,
+    pub(crate) queues: Vec<Queue>,
 }
 
 impl Device {
@@ -219,11 +219,16 @@ impl Device {
         State::ALL.get(usize::from(self.state.load(Ordering::Acquire))).copied().unwrap_or(State::Closed)
     }
 
-    fn enter(&self, state: State) {
+    pub(crate) fn enter(&self, state: State) {
         self.state.store(state as u8, Ordering::Release);
     }
 
-    fn must_be(&self, states: &[State], action: &'static str, wanted: &'static str) -> Result<(), DeviceError> {
+    pub(crate) fn must_be(
+        &self,
+        states: &[State],
+        action: &'static str,
+        wanted: &'static str,
+    ) -> Result<(), DeviceError> {
         let is = self.state();
         if states.contains(&is) { Ok(()) } else { Err(DeviceError::State { is, action, wanted }) }
     }
@@ -234,7 +239,7 @@ impl Device {
         self.must_be(&[State::Ready], "start", "ready (new, or reset)")?;
         check_features(features, self.features())?;
         life.features = features;
-        let started = queues.into_iter().try_for_each(|setup| self.set_up(&mut life, setup));
+        let started = queues.into_iter().try_for_each(|setup| self.set_up(&mut life, setup, None));
         if started.is_err() {
             self.forget(&mut life);
             return started;
@@ -247,7 +252,7 @@ impl Device {
     pub(crate) fn start_queue(&self, setup: QueueSetup) -> Result<(), DeviceError> {
         let mut life = self.life.lock();
         self.must_be(&[State::Running], "start a queue", "running")?;
-        self.set_up(&mut life, setup)
+        self.set_up(&mut life, setup, None)
     }
 
     /// Stops one queue for good. Its ring is the driver's own when this returns.
@@ -265,7 +270,13 @@ impl Device {
         }
     }
 
-    fn set_up(&self, life: &mut Life, mut setup: QueueSetup) -> Result<(), DeviceError> {
+    /// Starts a queue; or, with the chains that it is to take once more, makes it stand still as one that was paused.
+    pub(crate) fn set_up(
+        &self,
+        life: &mut Life,
+        mut setup: QueueSetup,
+        paused_with: Option<Vec<u16>>,
+    ) -> Result<(), DeviceError> {
         let (index, queues) = (setup.index, self.identity.queues(life.features));
         let refuse = |reason: String| DeviceError::Queue { index, reason };
         let (Some(queue), Some(slot), true) = (life.queues.get_mut(index), life.setups.get_mut(index), index < queues)
@@ -285,7 +296,13 @@ impl Device {
         queue.set_kick(Some(Arc::clone(&kick)));
         queue.set_call(setup.call.clone());
         let ring = ring(&setup, life.features);
-        queue.start(index, ring, life.features, &self.with).map_err(|error| refuse(error.to_string()))?;
+        match paused_with {
+            None => queue.start(index, ring, life.features, &self.with).map_err(|error| refuse(error.to_string()))?,
+            Some(heads) => {
+                split(ring, &self.with.memory.load()).map_err(|error| refuse(error.to_string()))?;
+                queue.take_again(heads);
+            }
+        }
         if let Some(entry) = self.kicks.write().get_mut(index) {
             *entry = Some(Arc::clone(&kick));
         }
@@ -357,16 +374,19 @@ impl Device {
         Ok(())
     }
 
-    /// Ends the device as [`Device::reset`] does, for good. May be called again.
+    /// Ends the device as [`Device::reset`] does, for good; its window is nowhere then. May be called again.
     pub fn close(&self) {
         let mut life = self.life.lock();
         if self.state() != State::Closed {
             self.forget(&mut life);
+            // The memory may be that of other devices too, which must not keep the window.
+            let gone = self.window.as_ref().map(|window| window.set_place(&self.with.memory, None));
+            debug_assert!(gone.is_none_or(|gone| gone.is_ok()));
             self.enter(State::Closed);
         }
     }
 
-    fn forget(&self, life: &mut Life) {
+    pub(crate) fn forget(&self, life: &mut Life) {
         life.queues.iter().for_each(Queue::abandon);
         for queue in &mut life.queues {
             queue.halt();
@@ -387,9 +407,6 @@ impl Device {
 impl Drop for Device {
     fn drop(&mut self) {
         self.close();
-        // The memory may be that of other devices too, which must not keep the window.
-        let gone = self.place_window(None);
-        debug_assert!(gone.is_ok());
     }
 }
 

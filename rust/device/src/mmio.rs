@@ -3,6 +3,8 @@
 //! A VMM forwards its guest's accesses to a page of registers, and that is all. What a driver does in a wrong order is answered as the
 //! specification says, or where it says only what a driver must not do, by doing nothing.
 
+mod saved;
+
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -18,6 +20,8 @@ use virtiofs_virtqueue::Event;
 use crate::device::check_features;
 use crate::identity::{NOTIFICATION, QUEUE_SIZE_MAX, VIRTIO_ID_FS};
 use crate::{Call, Device, DeviceError, QueueSetup, State};
+
+pub use saved::device_of;
 
 /// Bytes of the register page: control registers, and the configuration space from [`CONFIG`] on.
 pub const SIZE: u64 = 0x200;

@@ -92,8 +92,8 @@ pub(crate) struct Teller {
 }
 
 impl Teller {
-    /// Tells until it is stopped, and answers the index of the next buffer.
-    pub(crate) fn run(mut self) -> u16 {
+    /// Tells until it is stopped, and answers where the buffers come from.
+    pub(crate) fn run(mut self) -> Available {
         let mut memory = self.memory.load();
         let mut chain = Chain::default();
         let mut broken = false;
@@ -114,7 +114,7 @@ impl Teller {
             }
             self.memory.refresh(&mut memory);
         }
-        self.available.next_avail()
+        self.available
     }
 
     /// Tells what waits, as far as there are buffers. Kicks are wanted only while they are missing.

@@ -21,6 +21,8 @@ struct State {
     /// Counts resets of the queue.
     era: u64,
     completer: Option<Arc<Completer>>,
+    /// Where the chains of all of these requests begin.
+    heads: Vec<u16>,
     /// Settled while the queue stood still.
     settled: Vec<Settled>,
 }
@@ -35,7 +37,11 @@ struct Settled {
 
 /// Keeps `request` until its wait is over, and completes it then.
 pub(crate) fn park(parking: &Arc<Parking>, server: &Arc<Server>, request: Request, pending: Pending) {
-    let era = parking.0.lock().era;
+    let era = {
+        let mut state = parking.0.lock();
+        state.heads.push(request.0.head());
+        state.era
+    };
     let (parking, theirs) = (Arc::clone(parking), Arc::clone(server));
     server.settle(
         pending,
@@ -50,9 +56,10 @@ impl Parking {
         if !goes_on {
             state.era += 1;
             state.settled.clear();
+            state.heads.clear();
         }
         for settled in std::mem::take(&mut state.settled) {
-            settled.complete(&completer);
+            state.complete(settled, &completer);
         }
         state.completer = Some(completer);
     }
@@ -62,16 +69,28 @@ impl Parking {
         self.0.lock().completer = None;
     }
 
+    /// Where the chains of the requests begin that have no reply yet.
+    pub(crate) fn heads(&self) -> Vec<u16> {
+        self.0.lock().heads.clone()
+    }
+
     fn settle(&self, era: u64, settled: Settled) {
         let mut state = self.0.lock();
         if state.era != era {
             return;
         }
-        match &state.completer {
+        match state.completer.clone() {
             // Under the lock: the queue cannot stop in between.
-            Some(completer) => settled.complete(completer),
+            Some(completer) => state.complete(settled, &completer),
             None => state.settled.push(settled),
         }
+    }
+}
+
+impl State {
+    fn complete(&mut self, settled: Settled, completer: &Completer) {
+        self.heads.retain(|head| *head != settled.request.0.head());
+        settled.complete(completer);
     }
 }
 

@@ -20,6 +20,8 @@ pub(crate) struct Queue {
     parking: Arc<Parking>,
     /// Where the queue stood when it was stopped: going on from there, it still knows the requests that wait.
     stopped_at: Option<u16>,
+    /// Where the chains begin that were taken before, are not completed, and nobody has any more.
+    again: Vec<u16>,
 }
 
 impl Queue {
@@ -58,9 +60,10 @@ impl Queue {
         with: &Surroundings,
     ) -> io::Result<()> {
         let kick = self.kick.as_ref().ok_or_else(|| io::Error::other("nothing to be kicked by"))?;
-        let (available, used) = split(ring, &with.memory.load()).map_err(io::Error::other)?;
+        let (mut available, used) = split(ring, &with.memory.load()).map_err(io::Error::other)?;
         let completer = Arc::new(Completer::new(&with.memory, used, self.call.clone()));
         self.parking.open(Arc::clone(&completer), self.stopped_at == Some(ring.next_avail));
+        available.take_again(std::mem::take(&mut self.again));
         tracing::debug!(index, size = ring.size, next = ring.next_avail, "queue starts");
         let notices = with.notices.as_ref().filter(|_| index == NOTIFICATION_QUEUE && features & NOTIFICATION != 0);
         self.running = Some(match notices {
@@ -73,9 +76,23 @@ impl Queue {
     /// Stops where it is, after the requests in flight, and answers the index of the next one; `None` if it did not run.
     pub(crate) fn halt(&mut self) -> Option<u16> {
         self.parking.close();
-        let position = self.running.take().and_then(Running::stop)?;
+        let available = self.running.take().and_then(Running::stop)?;
+        let position = available.next_avail();
         self.stopped_at = Some(position);
+        self.again = available.into_untaken();
         Some(position)
+    }
+
+    /// Where the chains of the requests begin that were taken and are not completed; the queue stands still.
+    pub(crate) fn unanswered(&self) -> Vec<u16> {
+        let mut heads = self.parking.heads();
+        heads.extend(&self.again);
+        heads
+    }
+
+    /// The queue of a device that was saved: it takes these once more before all others.
+    pub(crate) fn take_again(&mut self, heads: Vec<u16>) {
+        self.again = heads;
     }
 
     /// The driver is gone: what waits for a disk and was not begun need not be done.

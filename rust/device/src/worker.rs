@@ -108,7 +108,7 @@ pub(crate) struct Running {
 /// Who serves a queue.
 #[derive(Debug)]
 enum By {
-    Thread(JoinHandle<u16>),
+    Thread(JoinHandle<Available>),
     Shared(Seated),
 }
 
@@ -143,7 +143,7 @@ impl Running {
                 By::Thread(thread::Builder::new().name(format!("virtiofs-q{index}")).spawn(move || {
                     leave_to_others();
                     worker.run(&waiter);
-                    worker.available.next_avail()
+                    worker.available
                 })?)
             }
         };
@@ -198,12 +198,12 @@ impl Running {
         self.server.sweep();
     }
 
-    /// Stops taking requests, waits for those in flight, and answers the index of the next one.
-    pub(crate) fn stop(mut self) -> Option<u16> {
+    /// Stops taking requests, waits for those in flight, and answers what it took them from.
+    pub(crate) fn stop(mut self) -> Option<Available> {
         self.join()
     }
 
-    fn join(&mut self) -> Option<u16> {
+    fn join(&mut self) -> Option<Available> {
         if let Some((notices, follower)) = self.telling.take() {
             drop(follower);
             notices.close();
@@ -212,7 +212,7 @@ impl Running {
         self.control.event.signal();
         let next = match self.by.take()? {
             By::Thread(thread) => thread.join().ok(),
-            By::Shared(seated) => seated.leave().map(|worker| worker.available.next_avail()),
+            By::Shared(seated) => seated.leave().map(|worker| worker.available),
         };
         if !self.completer.drain_for(PATIENCE) {
             self.completer.hurry();

@@ -4,7 +4,7 @@ use std::ffi::CStr;
 use std::os::fd::OwnedFd;
 
 use crate::wire::*;
-use crate::{Backing, Creation, DirBuffer, Error, Negotiated, Result, Segments};
+use crate::{Backing, Creation, DirBuffer, Error, Lost, Negotiated, Reader, Result, Saved, Segments, Unusable};
 
 /// Who asks, and what is allowed where the operation runs.
 #[derive(Clone, Copy, Debug)]
@@ -70,6 +70,16 @@ pub trait FileSystem: Send + Sync {
 
     /// A session begins with these features. Whatever an earlier session left was dropped by [`FileSystem::destroy`].
     fn init(&self, negotiated: &Negotiated) {}
+
+    /// Says what the guest has, for a file system of the same settings to go on with. No request is under way.
+    fn save(&self, out: &mut Saved) -> Result<(), Unusable> {
+        Err(Unusable::Other("this file system cannot save what its guest has".into()))
+    }
+
+    /// Goes on with what was saved, after [`FileSystem::init`], and adds to `lost` what is not to be had any more.
+    fn restore(&self, from: &mut Reader<'_>, lost: &mut Vec<Lost>) -> Result<(), Unusable> {
+        Err(Unusable::Other("this file system cannot go on with what another guest had".into()))
+    }
 
     /// The session is over: drop all nodes, handles, locks and mappings. Called at DESTROY, before every INIT, and when the guest goes
     /// away; calls may follow one another.

@@ -79,13 +79,13 @@ pub struct Server {
     pub(crate) fs: Arc<dyn FileSystem>,
     pub(crate) lane: Option<Arc<dyn Lane>>,
     routes: Routes,
-    limits: Limits,
+    pub(crate) limits: Limits,
     metrics: Metrics,
     /// Flags of the session, and whether there is one: read by each request.
-    flags: AtomicU64,
-    initialized: AtomicBool,
+    pub(crate) flags: AtomicU64,
+    pub(crate) initialized: AtomicBool,
     /// Held while a session begins or ends, so that two of them never interleave.
-    session: Mutex<Negotiated>,
+    pub(crate) session: Mutex<Negotiated>,
     window: Mutex<Option<Arc<dyn Window>>>,
 }
 
@@ -153,7 +153,7 @@ impl Server {
         self.end(&mut session);
     }
 
-    fn end(&self, session: &mut Negotiated) {
+    pub(crate) fn end(&self, session: &mut Negotiated) {
         self.initialized.store(false, Relaxed);
         *session = Negotiated::default();
         self.flags.store(0, Relaxed);

@@ -1,7 +1,7 @@
 //! What those get who decide about single nodes and handles from outside: holds on nodes, their descriptors, files of their own.
 
 use std::ffi::OsString;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
@@ -29,7 +29,10 @@ impl HostDir {
     /// Where the node's inode is on the host at present: one of its names, or what proc(5) says of an inode without one.
     pub fn path(&self, node: u64) -> Result<PathBuf> {
         let inode = self.inodes.get(node)?;
-        let fd = inode.fd()?;
+        self.path_of_fd(inode.fd()?)
+    }
+
+    pub(crate) fn path_of_fd(&self, fd: impl AsFd) -> Result<PathBuf> {
         let target = rustix::fs::readlinkat(self.proc.dir(), DecInt::from_fd(&fd).as_c_str(), Vec::new()).lift()?;
         Ok(OsString::from_vec(target.into_bytes()).into())
     }

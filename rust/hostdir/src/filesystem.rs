@@ -6,7 +6,8 @@ use std::os::fd::OwnedFd;
 use rustix::fs::AtFlags;
 use virtiofs_fuse::wire::*;
 use virtiofs_fuse::{
-    Backing, Context, Creation, DirBuffer, FileSystem, Held, Negotiated, Opcode, Result, Segments, Settle, Wait,
+    Backing, Context, Creation, DirBuffer, FileSystem, Held, Lost, Negotiated, Opcode, Reader, Result, Saved, Segments,
+    Settle, Unusable, Wait,
 };
 
 use crate::HostDir;
@@ -44,6 +45,15 @@ impl FileSystem for HostDir {
 
     fn init(&self, negotiated: &Negotiated) {
         self.begin(negotiated);
+    }
+
+    fn save(&self, out: &mut Saved) -> Result<(), Unusable> {
+        self.op_save(out);
+        Ok(())
+    }
+
+    fn restore(&self, from: &mut Reader<'_>, lost: &mut Vec<Lost>) -> Result<(), Unusable> {
+        self.op_restore(from, lost)
     }
 
     fn destroy(&self) {

@@ -103,6 +103,32 @@ impl<H> Handles<H> {
         number
     }
 
+    /// The handle `number` of a session that goes on.
+    pub(crate) fn insert_again(&self, number: u64, handle: H) {
+        let hash = self.seed.hash([number]);
+        let entry = (number, Arc::new(handle));
+        self.table.write(hash).insert_unique(hash, entry, |entry| self.seed.hash([entry.0]));
+        self.go_on_from(number.saturating_add(1));
+    }
+
+    /// What the next number is made of.
+    pub(crate) fn next(&self) -> u64 {
+        self.next.load(Ordering::Relaxed)
+    }
+
+    /// No number below `next` is given any more.
+    pub(crate) fn go_on_from(&self, next: u64) {
+        self.next.fetch_max(next, Ordering::Relaxed);
+    }
+
+    /// All handles, by their numbers.
+    pub(crate) fn all(&self) -> Vec<(u64, Arc<H>)> {
+        let mut all = Vec::new();
+        self.table.each(|(number, handle)| all.push((*number, Arc::clone(handle))));
+        all.sort_by_key(|(number, _)| *number);
+        all
+    }
+
     #[inline]
     pub(crate) fn get(&self, number: u64) -> Result<Arc<H>> {
         let hash = self.seed.hash([number]);

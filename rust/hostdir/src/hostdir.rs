@@ -108,6 +108,15 @@ impl HostDir {
         }
     }
 
+    /// As [`HostDir::effects_for`], for an inode that was entered as `path` before.
+    pub(crate) fn effects_at(&self, path: &Path, status: &Status) -> Result<Arc<Effects>> {
+        let Some(rules) = &self.config.rules else { return Ok(Arc::clone(&self.effects)) };
+        let name = path.file_name().unwrap_or_default().as_bytes();
+        let path = || Ok(path.to_path_buf());
+        let (kind, attr) = (Some(status.kind()), Some(status.attr(0)));
+        rules.effects(&Facts { name, path: &path, kind, attr }, &self.effects)
+    }
+
     fn by_rules(
         &self,
         rules: &Rules,

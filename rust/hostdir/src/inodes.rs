@@ -16,7 +16,7 @@ use virtiofs_fuse::wire::ROOT_ID;
 
 use crate::config::Effects;
 use crate::error::{STALE, errno};
-use crate::pins::{Hold, Matched, Pin, PinFd, Pins};
+use crate::pins::{Hold, Matched, Mount, Pin, PinFd, Pins};
 use crate::shards::{Seed, Shards};
 use crate::stat::{Born, Status};
 
@@ -67,6 +67,21 @@ impl Inode {
                 self.pins.enqueue(self.id);
             }
         }
+    }
+
+    /// A descriptor of the host inode for somebody else; the node itself need not have one.
+    pub(crate) fn borrow(&self) -> Result<OwnedFd> {
+        self.pin.borrow(self.key)
+    }
+
+    /// The directory in which it was only seen, and its name there.
+    pub(crate) fn seen_in(&self) -> Option<(u64, Vec<u8>)> {
+        self.pin.seen_in()
+    }
+
+    /// Lookups that the guest did not take back.
+    pub(crate) fn lookups(&self) -> u64 {
+        self.nlookup.load(Ordering::Acquire)
     }
 
     /// The inode open for reading, left over from an earlier OPEN.
@@ -347,6 +362,51 @@ impl Inodes {
         let next = self.next.fetch_add(1, Ordering::Relaxed);
         let slot = slot(self.versions.as_deref(), key);
         (next * self.versions.as_ref().map_or(1, |table| table.slots()) + slot, slot)
+    }
+
+    /// The node `id` of a session that goes on. ESTALE if it cannot have that id.
+    pub(crate) fn enter_again(&self, id: u64, lookups: u64, key: Key, new: NewInode) -> Result<Arc<Inode>> {
+        let slot = slot(self.versions.as_deref(), key);
+        let slots = self.versions.as_ref().map_or(1, |table| table.slots());
+        if id <= ROOT_ID || lookups == 0 || id % slots != slot || self.by_id(id).is_some() {
+            return Err(STALE);
+        }
+        let inode = Arc::new(make(id, slot, key, new, &self.pins));
+        inode.nlookup.store(lookups, Ordering::Release);
+        let (by_key, by_id) = (self.hash_key(key), self.seed.hash([id]));
+        match self.by_key.write(by_key).entry(by_key, |inode| inode.key == key, |inode| self.hash_key(inode.key)) {
+            Entry::Occupied(_) => return Err(STALE),
+            Entry::Vacant(entry) => drop(entry.insert(Arc::clone(&inode))),
+        }
+        self.by_id.write(by_id).insert_unique(by_id, Arc::clone(&inode), |inode| self.seed.hash([inode.id]));
+        if inode.pin.holds_fd() {
+            self.pins.enqueue(id);
+            self.shrink();
+        }
+        self.go_on_from(id / slots + 1);
+        Ok(inode)
+    }
+
+    /// What the next id is made of.
+    pub(crate) fn next(&self) -> u64 {
+        self.next.load(Ordering::Relaxed)
+    }
+
+    /// Ids are made of no number below `next` any more.
+    pub(crate) fn go_on_from(&self, next: u64) {
+        self.next.fetch_max(next, Ordering::Relaxed);
+    }
+
+    /// The descriptor by which file handles of the root's mount are opened, if they can be.
+    pub(crate) fn mount_of_root(&self) -> Option<Mount> {
+        self.pins.mount(self.root.key.mount, &self.root.pin)
+    }
+
+    /// All nodes but the root.
+    pub(crate) fn all(&self) -> Vec<Arc<Inode>> {
+        let mut all = Vec::new();
+        self.by_id.each(|inode| all.push(Arc::clone(inode)));
+        all
     }
 
     /// Takes `nlookup` lookups of a node back, and answers whether that ended it. Unknown ids are ignored: FORGET has no answer.

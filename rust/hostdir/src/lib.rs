@@ -54,6 +54,7 @@ mod open;
 mod pins;
 mod procfd;
 mod rules;
+mod saved;
 mod seen;
 mod shards;
 mod stat;

@@ -296,6 +296,24 @@ impl Locks {
         }
     }
 
+    /// All locks of a guest, as it would ask for them.
+    pub(crate) fn of_session(&self, session: u64) -> Vec<LkIn> {
+        let state = self.state.lock();
+        let owners = state.files.values().flat_map(|file| &file.held).filter(|(owner, _)| owner.session == session);
+        let asks = owners.flat_map(|(owner, held)| {
+            let lk_flags = if owner.flock { bits::LK_FLOCK } else { 0 };
+            let ask = move |(range, mode)| LkIn {
+                fh: held.handle,
+                owner: owner.number,
+                lk: wire(range, mode, held.pid),
+                lk_flags,
+                ..LkIn::default()
+            };
+            held.ranges.iter().map(ask)
+        });
+        asks.collect()
+    }
+
     /// Owners that hold locks, and waiters.
     pub fn count(&self) -> (usize, usize) {
         let state = self.state.lock();

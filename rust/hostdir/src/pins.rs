@@ -26,7 +26,7 @@ use crate::stat::{Born, Status};
 use crate::sys::{self, FileHandle};
 
 /// A mount on which handles can be opened: any descriptor of it that is not O_PATH.
-type Mount = Arc<OwnedFd>;
+pub(crate) type Mount = Arc<OwnedFd>;
 
 /// A node's hold on its host inode.
 pub(crate) struct Pin {
@@ -129,6 +129,23 @@ impl Pin {
         match &*self.hold.read_recursive() {
             Hold::Seen(seen) => seen.status(key),
             _ => Ok(None),
+        }
+    }
+
+    /// A descriptor of the node's inode for somebody else, whatever the node itself has.
+    pub(crate) fn borrow(&self, key: Key) -> Result<OwnedFd> {
+        match &*self.hold.read_recursive() {
+            Hold::Fd(fd) => rustix::io::fcntl_dupfd_cloexec(fd, 0).lift(),
+            Hold::Handle(handle) => sys::open_by_handle_at(handle.0.as_fd(), &handle.1, libc::O_PATH).lift(),
+            Hold::Seen(seen) => seen.open(key),
+        }
+    }
+
+    /// The directory in which the inode was only seen, and its name there.
+    pub(crate) fn seen_in(&self) -> Option<(u64, Vec<u8>)> {
+        match &*self.hold.read_recursive() {
+            Hold::Seen(seen) => Some(seen.place()),
+            _ => None,
         }
     }
 
@@ -273,7 +290,7 @@ impl Pins {
 
     /// The descriptor by which handles of a mount are opened. Found out once for each mount, with a node on it: directories can be opened
     /// for reading without side effects, so a mount is asked again until a directory came by.
-    fn mount(&self, id: u64, pin: &Pin) -> Option<Mount> {
+    pub(crate) fn mount(&self, id: u64, pin: &Pin) -> Option<Mount> {
         let mut mounts = self.mounts.lock();
         if let Some(known) = mounts.get(&id) {
             return known.clone();

@@ -37,6 +37,11 @@ impl Seen {
         Arc::ptr_eq(&self.parent, parent) && *self.name == *name
     }
 
+    /// The directory's node, and the name there.
+    pub(crate) fn place(&self) -> (u64, Vec<u8>) {
+        (self.parent.id, self.name.to_bytes().to_vec())
+    }
+
     /// Opens the inode if it is still there.
     pub(crate) fn open(&self, key: Key) -> Result<OwnedFd> {
         let fd = open_path(self.parent.fd()?.as_fd(), &self.name).map_err(|_| STALE)?;

@@ -185,6 +185,22 @@ pub(crate) fn removexattrat(dir: BorrowedFd<'_>, path: &CStr, name: &CStr) -> Re
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct FileHandle(Box<[u32]>);
 
+impl FileHandle {
+    /// As bytes of this machine.
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
+        self.0.iter().flat_map(|word| word.to_ne_bytes()).collect()
+    }
+
+    /// From such bytes, if they are those of a handle: as many as the header says.
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Option<FileHandle> {
+        let (words, rest) = bytes.as_chunks();
+        let words: Box<[u32]> = words.iter().map(|word| u32::from_ne_bytes(*word)).collect();
+        let length = (*words.first()? as usize).div_ceil(4);
+        let whole = rest.is_empty() && length <= HANDLE_MAX && words.len() == HANDLE_HEADER + length;
+        whole.then_some(FileHandle(words))
+    }
+}
+
 /// Words of the header: `handle_bytes` and `handle_type`.
 const HANDLE_HEADER: usize = 2;
 /// `MAX_HANDLE_SZ` in words.

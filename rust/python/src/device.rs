@@ -17,7 +17,7 @@ use crate::engine::{Engine, Served};
 use crate::memory::GuestMemory;
 use crate::versions::VersionTable;
 use crate::workers::Workers;
-use crate::{errors, fd};
+use crate::{errors, fd, saved};
 
 /// A virtio-fs device. Python's `Device` says what is what; here is what it runs on.
 #[pyclass(frozen, module = "virtiofs._core")]
@@ -34,6 +34,8 @@ type Queue = (u16, u64, u64, u64, u16, Option<RawFd>, Option<Interrupt>);
 
 /// The version table as shared memory: size, address in this process, descriptor, and where the guest sees it.
 type TableRegion = (u64, usize, RawFd, Option<u64>);
+/// What a queue of a saved device is given anew: kick, and what interrupts the driver.
+type Wires = (Option<RawFd>, Option<Interrupt>);
 
 /// Where a queue stands: index, size, addresses, position.
 type Standing = (usize, u16, u64, u64, u64, u16);
@@ -59,7 +61,7 @@ impl Interrupt {
 }
 
 /// Refusals of the device, by whose fault they are.
-fn refused(py: Python<'_>, error: DeviceError) -> PyErr {
+pub(crate) fn refused(py: Python<'_>, error: DeviceError) -> PyErr {
     let text = error.to_string();
     match error {
         DeviceError::State { .. } => errors::named(py, "StateError", text),
@@ -220,6 +222,33 @@ impl Device {
         self.run(py, device::Device::resume)
     }
 
+    /// The paused device as bytes.
+    fn save<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
+        let native = self.native(py)?;
+        let bytes = py.detach(|| native.save()).map_err(|error| saved::refused(py, error))?;
+        Ok(PyBytes::new(py, &bytes))
+    }
+
+    /// Goes on from such bytes, paused at first, with a kick and an interrupt for each queue.
+    fn restore(&self, py: Python<'_>, saved: &[u8], wires: Vec<Wires>, may_lose: bool) -> PyResult<saved::Restored> {
+        let native = self.native(py)?;
+        let (mut theirs, mut calls) = (Vec::new(), Vec::new());
+        for (kick, call) in wires {
+            let kick = kick.map(|kick| Event::from_fd(fd::duplicate(kick)?)).transpose()?.map(Arc::new);
+            let (call, subscription) = call.map(Interrupt::open).transpose()?.unzip();
+            calls.extend(subscription.flatten());
+            theirs.push((kick, call));
+        }
+        let result = py.detach(|| native.restore(saved, theirs, may_lose));
+        if result.is_ok() {
+            self.forget_calls(py);
+            *self.calls.lock() = calls;
+        } else {
+            py.detach(|| drop(calls));
+        }
+        saved::restored(py, result)
+    }
+
     /// Forgets the driver and its session.
     fn reset(&self, py: Python<'_>) -> PyResult<()> {
         self.run(py, device::Device::reset)?;
@@ -374,6 +403,18 @@ impl Mmio {
             PyValueError::new_err(format!("queue {index} is none of this device, which has {queues}"))
         })?;
         Ok(kick.as_fd().as_raw_fd())
+    }
+
+    /// The registers and the paused device behind them as bytes.
+    fn save<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
+        let bytes = py.detach(|| self.native.save()).map_err(|error| saved::refused(py, error))?;
+        Ok(PyBytes::new(py, &bytes))
+    }
+
+    /// Goes on from such bytes; the device is paused then.
+    fn resume_from(&self, py: Python<'_>, saved: &[u8], may_lose: bool) -> PyResult<saved::Restored> {
+        let result = py.detach(|| self.native.restore(saved, may_lose));
+        saved::restored(py, result)
     }
 
     /// Interrupts nobody any more. The device stays as it is.

@@ -33,6 +33,7 @@ mod passthrough;
 mod request;
 mod rules;
 mod sandbox;
+mod saved;
 mod server;
 mod turn;
 mod types;
@@ -81,6 +82,8 @@ mod _core {
         adopt_orphans, change_root, die_with_parent, effective_capabilities, enter_namespaces, filter_calls,
         keep_capabilities, landlock_version, no_new_privileges, replace_root, restrict_files, undumpable,
     };
+    #[pymodule_export]
+    use super::saved::saved_shape;
     #[pymodule_export]
     use super::server::Daemon;
     #[pymodule_export]

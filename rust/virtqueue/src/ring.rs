@@ -53,7 +53,10 @@ pub fn split(config: RingConfig, memory: &Memory) -> Result<(Available, Used), R
     let next_used = used.used_idx(memory.map(), Ordering::Acquire)?.0;
     used.set_next_used(next_used);
     let [available, used] = halves;
-    Ok((Available { queue: available }, Used { queue: used, avail_flags: GuestAddress(config.avail) }))
+    Ok((
+        Available { queue: available, again: Vec::new() },
+        Used { queue: used, avail_flags: GuestAddress(config.avail) },
+    ))
 }
 
 fn queue(config: RingConfig, memory: &Memory) -> Result<Queue, RingError> {
@@ -91,6 +94,8 @@ pub enum Popped {
 #[derive(Debug)]
 pub struct Available {
     queue: Queue,
+    /// Chains that were taken before and are to be taken once more.
+    again: Vec<u16>,
 }
 
 impl Available {
@@ -99,10 +104,13 @@ impl Available {
         if !self.waits(memory)? {
             return Ok(Popped::Nothing);
         }
-        let Some(taken) = self.queue.pop_descriptor_chain(memory.map()) else {
-            return Err(virtio_queue::Error::InvalidAvailRingIndex.into());
+        let head = match self.again.pop() {
+            Some(head) => head,
+            None => {
+                let taken = self.queue.pop_descriptor_chain(memory.map());
+                taken.ok_or(virtio_queue::Error::InvalidAvailRingIndex)?.head_index()
+            }
         };
-        let head = taken.head_index();
         chain.restart(head, memory);
         match resolve(memory, self.queue.desc_table(), self.queue.size(), head, chain) {
             true => Ok(Popped::Request),
@@ -115,13 +123,23 @@ impl Available {
         self.queue.set_next_avail(self.queue.next_avail().wrapping_sub(1));
     }
 
+    /// Chains that begin at these descriptors come before the next of the ring: they were taken from it, and never completed.
+    pub fn take_again(&mut self, heads: Vec<u16>) {
+        self.again = heads;
+    }
+
+    /// Those of them that did not come yet.
+    pub fn into_untaken(self) -> Vec<u16> {
+        self.again
+    }
+
     /// Whether a request waits. An index that claims more requests than the ring has entries is a broken ring.
     pub fn waits(&self, memory: &Memory) -> Result<bool, RingError> {
         let waiting = self.queue.avail_idx(memory.map(), Ordering::Acquire)? - Wrapping(self.queue.next_avail());
         if waiting.0 > self.queue.size() {
             return Err(virtio_queue::Error::InvalidAvailRingIndex.into());
         }
-        Ok(waiting.0 != 0)
+        Ok(waiting.0 != 0 || !self.again.is_empty())
     }
 
     /// Asks the driver for a kick at the next request, and answers whether one came in the meantime: then there may be no kick.

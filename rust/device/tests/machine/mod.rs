@@ -1,14 +1,17 @@
-//! A share behind registers, and the VMM around them.
+//! A share behind registers, and the VMM around them. No test needs all of it.
+#![allow(dead_code)]
 
 use std::fs::File;
+use std::path::Path;
 use std::sync::Arc;
 
 use tempfile::TempDir;
 use virtiofs_device::mmio::Mmio;
 use virtiofs_device::{Call, Device, Identity, LocalWindow, Threads};
+use virtiofs_fuse::wire::init;
 use virtiofs_fuse::{Limits, Server};
 use virtiofs_guest::{Error, Guest, Machine, Options, Region, Result};
-use virtiofs_hostdir::HostDir;
+use virtiofs_hostdir::{HostDir, Locks};
 use virtiofs_virtqueue::SharedMemory;
 
 pub(crate) struct Share {
@@ -16,6 +19,26 @@ pub(crate) struct Share {
     pub(crate) fs: Arc<HostDir>,
     pub(crate) device: Arc<Device>,
     pub(crate) machine: Arc<Vmm>,
+    pub(crate) locks: Arc<Locks>,
+    request_queues: u16,
+}
+
+fn make(
+    dir: &Path,
+    locks: &Arc<Locks>,
+    memory: Arc<SharedMemory>,
+    request_queues: u16,
+    threads: Threads,
+    with: impl FnOnce(Device) -> Device,
+) -> (Arc<HostDir>, Arc<Vmm>) {
+    let config = virtiofs_hostdir::Config { root: dir.into(), xattr: true, ..Default::default() };
+    let fs = Arc::new(HostDir::sharing(config, Arc::clone(locks)).unwrap());
+    let want = Limits::default().want | init::POSIX_LOCKS | init::FLOCK_LOCKS;
+    let server = Arc::new(Server::new(fs.clone(), Limits { want, ..Limits::default() }));
+    let identity = Identity::new("share", request_queues).unwrap();
+    let device = Device::new(identity, server, memory, threads);
+    let device = Arc::new(with(device.with_window(LocalWindow::new(8 << 20, 4).unwrap())));
+    (fs, Arc::new(Vmm(Mmio::new(device).unwrap())))
 }
 
 impl Share {
@@ -25,14 +48,14 @@ impl Share {
 
     pub(crate) fn of(request_queues: u16, threads: Threads, with: impl FnOnce(Device) -> Device) -> Share {
         let dir = tempfile::tempdir().unwrap();
-        let config = virtiofs_hostdir::Config { root: dir.path().into(), xattr: true, ..Default::default() };
-        let fs = Arc::new(HostDir::new(config).unwrap());
-        let server = Arc::new(Server::new(fs.clone(), Limits::default()));
-        let identity = Identity::new("share", request_queues).unwrap();
-        let device = Device::new(identity, server, Arc::<SharedMemory>::default(), threads);
-        let device = Arc::new(with(device.with_window(LocalWindow::new(8 << 20, 4).unwrap())));
-        let mmio = Mmio::new(Arc::clone(&device)).unwrap();
-        Share { dir, fs, device, machine: Arc::new(Vmm(mmio)) }
+        let locks = Arc::<Locks>::default();
+        let (fs, machine) = make(dir.path(), &locks, Arc::default(), request_queues, threads, with);
+        Share { dir, fs, device: machine.0.device().clone(), machine, locks, request_queues }
+    }
+
+    /// One more device over the same directory.
+    pub(crate) fn another(&self, memory: Arc<SharedMemory>) -> Arc<Vmm> {
+        make(self.dir.path(), &self.locks, memory, self.request_queues, Threads::Own { slow: 4 }, |device| device).1
     }
 
     pub(crate) fn guest(&self, options: Options) -> Guest {

@@ -42,6 +42,10 @@ impl Ranges {
         self.0.len()
     }
 
+    pub(super) fn iter(&self) -> impl Iterator<Item = (Range, Mode)> {
+        self.0.iter().copied()
+    }
+
     /// Locks `range` in `mode`, or unlocks it, whatever was locked there before: an owner is never in its own way (fcntl(2)).
     pub(super) fn set(&mut self, range: Range, mode: Option<Mode>) {
         let mut after = Vec::with_capacity(self.0.len() + 2);

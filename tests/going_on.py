@@ -1,0 +1,30 @@
+"""The other process that goes on with a saved device: `python -m tests.going_on MEMORY_FD DIRECTORY NODE HANDLE < SAVED`."""
+
+import struct
+import sys
+from pathlib import Path
+
+from tests.driver import GETATTR, READ, SIZE, START, Ring, ask, reading, request
+from virtiofs import Device, GuestMemory, Passthrough
+
+
+def main() -> None:
+    """Resumes the device, and prints the reply that was due, and those to two requests more."""
+    fd, directory, node, handle = int(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+    memory = GuestMemory()
+    memory.add_fd(START, fd, SIZE)
+    ring = Ring(memory, START + 0x4000)
+    before = ring.used()
+    with Device.restore(
+        sys.stdin.buffer.read(), Passthrough(directory), memory, calls=[None, ring.interrupted.set]
+    ) as device:
+        device.resume()
+        ring.wait(before)
+        sys.stdout.buffer.write(ring.reply()[16:] + b"\n")
+        sys.stdout.buffer.write(ask(device, ring, request(READ, node, reading(handle, 6, 100)))[16:] + b"\n")
+        attributes = ask(device, ring, request(GETATTR, node, bytes(16)))
+        sys.stdout.buffer.write(b"%d\n" % struct.unpack_from("<Q", attributes, 40))
+
+
+if __name__ == "__main__":
+    main()
