@@ -22,8 +22,8 @@ def main() -> None:
         ring.wait(before)
         sys.stdout.buffer.write(ring.reply()[16:] + b"\n")
         sys.stdout.buffer.write(ask(device, ring, request(READ, node, reading(handle, 6, 100)))[16:] + b"\n")
-        attributes = ask(device, ring, request(GETATTR, node, bytes(16)))
-        sys.stdout.buffer.write(b"%d\n" % struct.unpack_from("<Q", attributes, 40))
+        (size,) = struct.unpack_from("<Q", ask(device, ring, request(GETATTR, node, bytes(16))), 40)
+        sys.stdout.buffer.write(f"{size}\n".encode())
 
 
 if __name__ == "__main__":

@@ -173,7 +173,7 @@ class Sized(Passthrough):
     """Answers GETATTR by itself."""
 
     def getattr(self, request: Request, node: object, handle: object) -> Attr:
-        return super().getattr(request, node, handle)  # type: ignore[arg-type]
+        return super().getattr(request, node, handle)
 
 
 def test_nodes_that_are_objects_of_python_are_not_saved(share: Path) -> None:
