@@ -10,7 +10,6 @@ import os
 import resource
 import signal
 import socket as _sockets
-import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -316,6 +315,8 @@ def _by_program(kind: str, pid: int, given: Sequence[IdMap]) -> None:
     program = f"new{kind}map"
     words = [str(number) for line in given for number in line]
     try:
+        import subprocess
+
         done = subprocess.run([program, str(pid), *words], capture_output=True, text=True, check=False)
     except FileNotFoundError:
         raise _ImpossibleError(f"--{kind}-map takes {program}, of the package uidmap, or root") from None
