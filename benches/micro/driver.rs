@@ -5,10 +5,21 @@ use std::sync::Arc;
 
 use virtiofs_virtqueue::{Available, Memory, Region, RingConfig, Used, split};
 
-const ENTRIES: u16 = 256;
-const DESCRIPTORS: u64 = 0;
-const AVAILABLE: u64 = 0x2000;
-const USED: u64 = 0x4000;
+/// Where a ring lies, and how many entries it has.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    /// Entries.
+    pub size: u16,
+    /// Address of the descriptor table.
+    pub desc: u64,
+    /// Address of the available ring.
+    pub avail: u64,
+    /// Address of the used ring.
+    pub used: u64,
+}
+
+/// The place of every [`Driver`]'s ring.
+pub const PLACE: Place = Place { size: 256, desc: 0, avail: 0x2000, used: 0x4000 };
 const TABLE: u64 = 0x6000;
 const REQUEST: u64 = 0x8000;
 const REPLY: u64 = 0x1_0000;
@@ -37,14 +48,8 @@ impl Driver {
         rustix::fs::ftruncate(&fd, SIZE).expect("its size");
         let region = Region { guest_address: 0, size: SIZE, user_address: 0, file: File::from(fd), offset: 0 };
         let memory = Arc::new(Memory::new(vec![region]).expect("a region"));
-        let config = RingConfig {
-            size: ENTRIES,
-            desc: DESCRIPTORS,
-            avail: AVAILABLE,
-            used: USED,
-            next_avail: 0,
-            event_idx: true,
-        };
+        let Place { size, desc, avail, used } = PLACE;
+        let config = RingConfig { size, desc, avail, used, next_avail: 0, event_idx: true };
         let (available, used) = split(config, &memory).expect("a ring");
         (Driver { memory, index: 0 }, available, used)
     }
@@ -77,7 +82,7 @@ impl Driver {
             let chained = if at < last { NEXT } else { 0 };
             self.describe(TABLE + at as u64 * 16, address, len, flags | chained, at as u16 + 1);
         }
-        self.describe(DESCRIPTORS, TABLE, pieces.len() as u32 * 16, INDIRECT, 0);
+        self.describe(PLACE.desc, TABLE, pieces.len() as u32 * 16, INDIRECT, 0);
     }
 
     fn describe(&self, at: u64, address: u64, len: u32, flags: u16, next: u16) {
@@ -93,8 +98,8 @@ impl Driver {
     ///
     /// Never: the ring lies in the memory.
     pub fn offer(&mut self) {
-        self.memory.store(AVAILABLE + 4 + u64::from(self.index % ENTRIES) * 2, 0, 2).expect("in the memory");
+        self.memory.store(PLACE.avail + 4 + u64::from(self.index % PLACE.size) * 2, 0, 2).expect("in the memory");
         self.index = self.index.wrapping_add(1);
-        self.memory.store(AVAILABLE + 2, u64::from(self.index), 2).expect("in the memory");
+        self.memory.store(PLACE.avail + 2, u64::from(self.index), 2).expect("in the memory");
     }
 }

@@ -4,6 +4,6 @@ mod driver;
 mod instant;
 mod message;
 
-pub use driver::Driver;
+pub use driver::{Driver, PLACE, Place};
 pub use instant::{Instant, greet};
 pub use message::{OnRing, Plain, request};
