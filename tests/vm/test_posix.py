@@ -22,7 +22,7 @@ from .uml import Uml
 
 TOP = Path(__file__).parents[2]
 # All that a share can do of what a local disk does.
-COMPLETE = ("--xattr", "--posix-acl=always")
+COMPLETE = ("--xattr", "--posix-acl=always", "--modcaps=+sys_admin")
 KINDS = {
     "none": ("none", ()),
     "auto": ("auto", ()),
