@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -59,6 +60,31 @@ def test_xfstests_are_judged_by_what_check_says_in_the_end() -> None:
     assert xfstests.judge("generic/013", "common/rc: cannot mount\n").result == FAILED
 
 
+TOGETHER = """\
+generic/013       4s ...  5s
+generic/014       [expunged]
+generic/020 10s ... [not run] no attributes
+generic/023 - output mismatch (see x)
+    --- y
+generic/024        1s
+Ran: generic/013 generic/020 generic/023 generic/024
+Not run: generic/020
+Failures: generic/023
+Failed 1 of 4 tests
+"""
+
+
+def test_xfstests_that_run_together_are_judged_one_by_one() -> None:
+    numbers = ("013", "014", "020", "023", "024", "025")
+    results = [xfstests.judge(f"generic/{number}", TOGETHER) for number in numbers]
+    assert [result.result for result in results] == [OK, FAILED, NOT_RUN, FAILED, OK, FAILED]
+    assert results[2].why == "no attributes"
+    assert results[3].why == "- output mismatch (see x) --- y"
+    # What was broken off says nothing of the last one.
+    broken = TOGETHER[: TOGETHER.index("Ran:")]
+    assert xfstests.judge("generic/024", broken).result == FAILED
+
+
 def test_the_list_of_generic_tests_is_sorted_and_has_none_twice() -> None:
     assert list(xfstests.GENERIC) == sorted(set(xfstests.GENERIC))
     assert all(len(number) == 3 and number.isdecimal() for number in xfstests.GENERIC)
@@ -73,8 +99,10 @@ def test_the_page_counts_and_names_what_differs_from_the_control() -> None:
         ("fsx", CONTROL): _record(CONTROL, Result("a", OK), Result("b", OK), Result("c", FAILED, "x")),
         ("fsx", "auto"): _record("auto", Result("a", OK), Result("b", FAILED, "lost"), Result("c", FAILED, "y")),
     }
+    records["fsx", CONTROL] = replace(records["fsx", CONTROL], date="2026-01-01", commit="aba")
     page = table.table(records, {"fsx": "random", "other": "not there"})
     assert "| fsx | auto | 1 (2) | 2 (1) | 0 (0) | 1 | 7.2 | abc, 2026-01-02 | def |" in page
+    assert "| fsx | control | 2 | 1 | 0 |  | 7.2 | aba, 2026-01-01 | def |" in page
     assert "| other | | | | not run | | | | |" in page
     assert "| fsx | b | failed | auto | **unexplained**: lost |" in page
     assert "| fsx | c | failed | y |" in page
@@ -106,18 +134,42 @@ def test_a_share_without_a_control_is_a_fault() -> None:
 
 
 def test_records_are_kept_and_replaced(tmp_path: Path) -> None:
-    store = Store(tmp_path / "kept")
+    store = Store(tmp_path / "kept", tmp_path / "notes")
     store.save(record.record("fsx", "auto", "7.2", tmp_path, [Result("a", OK)]))
     again = record.record("fsx", "auto", "7.3", tmp_path, [Result("a", FAILED, "why")])
     store.save(again)
     assert store.load() == {("fsx", "auto"): again}
 
 
+def test_what_passed_is_kept_as_spans_of_numbers(tmp_path: Path) -> None:
+    names = ["a.t:1", "a.t:2", "a.t:3", "a.t:5", "b.t:6", "generic/001", "generic/002", "seed 1, 2-3 operations"]
+    kept = record.spans(names)
+    assert kept == ["a.t:1-3", "a.t:5", "b.t:6", "generic/001", "generic/002", "seed 1, 2-3 operations"]
+    assert list(record.spelled(kept)) == names
+
+
+def test_a_commit_is_marked_when_other_files_than_results_are_changed(tmp_path: Path) -> None:
+    def git(*arguments: str) -> None:
+        who = ["-c", "user.name=n", "-c", "user.email=e"]
+        subprocess.run(["git", "-C", tmp_path, *who, *arguments], check=True, capture_output=True)
+
+    git("init")
+    for name in ("program", "result"):
+        (tmp_path / name).write_text("1")
+    git("add", ".")
+    git("commit", "-m", "both")
+    (tmp_path / "result").write_text("2")
+    assert "+" not in record.commit(tmp_path, but=["result"])
+    assert record.commit(tmp_path).endswith("+")
+    (tmp_path / "program").write_text("2")
+    assert record.commit(tmp_path, but=["result"]).endswith("+")
+
+
 def test_a_run_goes_on_where_it_was_broken_off(tmp_path: Path) -> None:
-    store = Store(tmp_path / "kept")
+    store = Store(tmp_path / "kept", tmp_path / "notes")
     head = _record("auto")
     store.begin(head).add(Result("a", OK))
-    with (tmp_path / "kept/fsx@auto.notes").open("a") as file:
+    with (tmp_path / "notes/fsx@auto.notes").open("a") as file:
         file.write('{"name": "b", "resu')
     again = store.begin(head, resume=True)
     assert again.results == [Result("a", OK)]
@@ -130,7 +182,7 @@ def test_a_run_goes_on_where_it_was_broken_off(tmp_path: Path) -> None:
 
 
 def test_a_run_begins_anew_for_another_commit_or_when_nothing_is_to_be_resumed(tmp_path: Path) -> None:
-    store = Store(tmp_path / "kept")
+    store = Store(tmp_path / "kept", tmp_path / "notes")
     store.begin(_record("auto")).add(Result("a", OK))
     assert store.begin(replace(_record("auto"), commit="other"), resume=True).results == []
     store.begin(_record("auto")).add(Result("a", OK))

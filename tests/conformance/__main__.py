@@ -1,8 +1,9 @@
 """``python -m tests.conformance``: run suites on shares and on the control, judge them and write docs/conformance.md.
 
 Suites that no registry carries are built elsewhere and named by their folders; without these they are not run. Results are
-kept below .cache/conformance, so one suite may run again on one share, and the page is of all that were run last. The exit
-status is 0 when every share of this run differs from its control as expected.py says, and nowhere else.
+kept in tests/conformance/results, so one suite may run again on one share, and the page is of all that were run last, each with
+its own date and commit. The exit status is 0 when every share of this run differs from its control as expected.py says, and
+nowhere else.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from tests.posix.runner import OK
 from tests.vm import provision
 
 from .ground import CONTROL, MOUNTS, SETUPS, Ground, ground
-from .record import Store, record
+from .record import KEPT, Store, record
 from .suites import Suite
 from .suites.fsstress import Fsstress
 from .suites.fsx import Fsx
@@ -39,9 +40,9 @@ WHAT = {
 PLAIN = ("none", "auto", "always")
 SHARES = {
     "posix": (*SETUPS,),
-    "pjdfstest": (*PLAIN, *MOUNTS),
+    "pjdfstest": (*PLAIN, "always-writeback", *MOUNTS),
     "fsx": (*SETUPS, *MOUNTS),
-    "fsstress": (*PLAIN, *MOUNTS),
+    "fsstress": (*SETUPS, *MOUNTS),
     "xfstests": PLAIN,
 }
 """The shares that each suite runs on, unless the command line names some."""
@@ -54,7 +55,10 @@ def main(arguments: list[str] | None = None) -> int:
         if reason:
             print(reason, file=sys.stderr)
             return 2
-    store = Store(asked.results)
+    store = Store(asked.results, asked.notes)
+    if asked.table:
+        asked.page.write_text(table(store.load(), WHAT))
+        return 0
     judged = []
     for suite, source in _suites(asked):
         for setup in asked.setup or [CONTROL, *SHARES[suite.name]]:
@@ -82,13 +86,23 @@ def _parser() -> argparse.ArgumentParser:
         "--setup", action="append", choices=[CONTROL, *SETUPS, *MOUNTS], help="only on this; may be repeated"
     )
     parser.add_argument("--resume", action="store_true", help="leave out what has results of these commits already")
+    parser.add_argument(
+        "--table", action="store_true", help="run nothing, write the page from the results that are there"
+    )
     parser.add_argument("--generic", nargs="+", metavar="NNN", default=GENERIC, help="only these tests of xfstests")
     parser.add_argument("--operations", type=int, default=100_000, metavar="N", help="of each fsx run (100000)")
     parser.add_argument(
         "--seeds", type=int, nargs="+", default=[1, 2, 3], metavar="N", help="of fsx and fsstress (1 2 3)"
     )
     parser.add_argument(
-        "--results", type=Path, default=ROOT / ".cache/conformance", metavar="DIR", help="where they are kept"
+        "--results", type=Path, default=KEPT, metavar="DIR", help="where they are kept (tests/conformance/results)"
+    )
+    parser.add_argument(
+        "--notes",
+        type=Path,
+        default=ROOT / ".cache/conformance",
+        metavar="DIR",
+        help="those of runs that have not ended",
     )
     parser.add_argument(
         "--page", type=Path, default=ROOT / "docs/conformance.md", metavar="FILE", help="the page to write"

@@ -26,8 +26,9 @@ the guest's. Written by
 
 or line by line with `CONFORMANCE="--suite SUITE --setup SHARE"`; CONTRIBUTING.md says more.
 
-*Passed*, *failed* and *not run* are of the share; in brackets, of the control. *Differ* counts the tests that pass on the
-control and not on the share: each is listed below with its reason, and is a fault when it has none.
+*Passed*, *failed* and *not run* are of the share; in brackets, of the control, whose own line says when that was. Each line
+is the last run of that suite on that share, at the commit and date it names. *Differ* counts the tests that pass on the control
+and not on the share: each is listed below with its reason, and is a fault when it has none.
 
 """
 WORDS = (OK, FAILED, NOT_RUN)
@@ -53,16 +54,19 @@ def table(records: Records, suites: Mapping[str, str]) -> str:
     lines = ["| suite | share | passed | failed | not run | differ | kernel | commit, date | suite's commit |"]
     lines += ["|---|---|--:|--:|--:|--:|---|---|---|"]
     for suite in suites:
-        shares = [setup for setup in (*SETUPS, *MOUNTS) if (suite, setup) in records]
-        if not shares:
+        ran = [setup for setup in (CONTROL, *SETUPS, *MOUNTS) if (suite, setup) in records]
+        if not ran:
             lines.append(f"| {suite} | | | | not run | | | | |")
         control = records.get((suite, CONTROL))
-        for setup in shares:
-            share = records[suite, setup]
-            found = verdict(records, suite, setup)
-            cells = [f"{share.count(word)} ({control.count(word) if control else '-'})" for word in WORDS]
-            differ = str(len(found.expected) + len(found.worse))
-            what = [share.kernel, f"{share.commit}, {share.date}", share.version]
+        for setup in ran:
+            of = records[suite, setup]
+            if of is control:
+                cells, differ = [str(of.count(word)) for word in WORDS], ""
+            else:
+                found = verdict(records, suite, setup)
+                cells = [f"{of.count(word)} ({control.count(word) if control else '-'})" for word in WORDS]
+                differ = str(len(found.expected) + len(found.worse))
+            what = [of.kernel, f"{of.commit}, {of.date}", of.version]
             lines.append(f"| {' | '.join([suite, setup, *cells, differ, *what])} |")
     return HEAD + "\n".join(lines) + "\n" + _suites(suites) + _differences(records) + _shared(records) + _left_out()
 
