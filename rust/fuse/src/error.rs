@@ -25,10 +25,14 @@ impl Error {
     ///
     /// ENOSYS becomes EOPNOTSUPP: in an answer, ENOSYS switches an operation off for the whole mount, which no single
     /// failure may do. [`Server`](crate::Server) alone answers ENOSYS, for operations that a file system lacks as a whole.
+    ///
+    /// EINTR becomes EIO: Linux takes it for the answer to a signal of the caller's own, and lets an errno of its inside out where there was
+    /// none (`fuse_setlk` makes it ERESTARTSYS, `fs/fuse/file.c`). Only [`Server::answer`](crate::Server::answer) knows of such a signal.
     pub fn to_wire(self) -> i32 {
         match self {
             Error::WouldBlock | Error::Halted | Error::Elsewhere => libc::EIO,
             Error::Errno(libc::ENOSYS) => libc::EOPNOTSUPP,
+            Error::Errno(libc::EINTR) => libc::EIO,
             Error::Errno(errno @ 1..512) => errno,
             Error::Errno(errno) => match errno {
                 ENOTSUPP => libc::EOPNOTSUPP,
@@ -64,6 +68,7 @@ mod tests {
             let wire = Error::Errno(errno).to_wire();
             assert!((1..512).contains(&wire), "{errno} became {wire}");
             assert_ne!(wire, libc::ENOSYS, "{errno} would switch the operation off for the mount");
+            assert_ne!(wire, libc::EINTR, "{errno} would be a signal that nobody sent");
         }
         assert_eq!(Error::Errno(libc::ENOENT).to_wire(), libc::ENOENT);
         assert_eq!(Error::Errno(521).to_wire(), libc::ESTALE);

@@ -192,6 +192,8 @@ impl Server {
                 let header = OutHeader { len: HEADER as u32, error: 0, unique: pending.unique };
                 if message.put(0, header.as_bytes()).is_ok() { HEADER } else { 0 }
             }
+            // The caller has a signal: nothing else ends a wait this way.
+            Err(Error::Errno(libc::EINTR)) => refusal(message, pending.unique, libc::EINTR),
             Err(error) => error_reply(message, pending.unique, error),
         }
     }
@@ -392,7 +394,10 @@ impl From<Lacking> for Error {
 const LACKING: i32 = i32::MIN;
 
 pub(crate) fn error_reply(message: &mut dyn Message, unique: u64, error: Error) -> usize {
-    let errno = if error == Lacking.into() { libc::ENOSYS } else { error.to_wire() };
+    refusal(message, unique, if error == Lacking.into() { libc::ENOSYS } else { error.to_wire() })
+}
+
+fn refusal(message: &mut dyn Message, unique: u64, errno: i32) -> usize {
     let header = OutHeader { len: HEADER as u32, error: -errno, unique };
     if message.put(0, header.as_bytes()).is_ok() { HEADER } else { 0 }
 }

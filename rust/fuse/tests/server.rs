@@ -68,6 +68,7 @@ impl Message for Plain {
 #[derive(Default)]
 struct Willing {
     errno: i32,
+    waits: Option<Wait>,
     sessions_ended: AtomicU64,
     forgotten: AtomicU64,
 }
@@ -128,7 +129,7 @@ impl FileSystem for Willing {
     fn ioctl(&self, _: Cx<'_>, _: u64, _: &IoctlIn, _: &[u8], out: &mut Vec<u8>) -> Result<i32> { out.extend([1, 2, 3, 4]); self.answer(0) }
     fn getlk(&self, _: Cx<'_>, _: u64, args: &LkIn) -> Result<FileLock> { self.answer(args.lk) }
     fn setlk(&self, _: Cx<'_>, _: u64, _: &LkIn) -> Result<()> { self.answer(()) }
-    fn setlkw(&self, _: Cx<'_>, _: u64, _: &LkIn) -> Result<Option<Wait>> { self.answer(None) }
+    fn setlkw(&self, _: Cx<'_>, _: u64, _: &LkIn) -> Result<Option<Wait>> { self.answer(self.waits) }
 }
 
 /// A window that takes everything.
@@ -209,9 +210,13 @@ fn every_reply_has_exactly_the_length_that_linux_expects() {
 
 #[test]
 fn every_error_is_a_header_alone_and_in_the_range_that_linux_accepts() {
-    for (errno, wire) in
-        [(libc::ENOENT, libc::ENOENT), (libc::ENOSYS, libc::EOPNOTSUPP), (524, libc::EOPNOTSUPP), (-1, libc::EIO)]
-    {
+    for (errno, wire) in [
+        (libc::ENOENT, libc::ENOENT),
+        (libc::ENOSYS, libc::EOPNOTSUPP),
+        (libc::EINTR, libc::EIO),
+        (524, libc::EOPNOTSUPP),
+        (-1, libc::EIO),
+    ] {
         let (_, server) = server(Willing { errno, ..Willing::default() });
         for row in OPERATIONS {
             if row.reply == ReplyForm::Nothing
@@ -222,6 +227,20 @@ fn every_error_is_a_header_alone_and_in_the_range_that_linux_accepts() {
             let (header, len) = ask(&server, row.opcode, &body(row.opcode), 16 + 4096);
             assert_eq!((header.error, header.len, len), (-wire, 16, 16), "{} with {errno}", row.name);
         }
+    }
+}
+
+#[test]
+fn only_a_wait_that_a_signal_ended_is_answered_with_eintr() {
+    let (_, server) = server(Willing { waits: Some(Wait(1)), ..Willing::default() });
+    for (errno, wire) in [(libc::EINTR, libc::EINTR), (libc::ENOSYS, libc::EOPNOTSUPP), (libc::EDEADLK, libc::EDEADLK)]
+    {
+        let mut message = Plain::new(Opcode::Setlkw as u32, &body(Opcode::Setlkw), 16);
+        let Outcome::Later(pending) = server.handle(&mut message, &mut Scratch::default(), true) else {
+            panic!("it waits")
+        };
+        assert_eq!(server.answer(&mut message, pending, Err(Error::Errno(errno))), 16);
+        assert_eq!(message.header(), OutHeader { len: 16, error: -wire, unique: 0x4242 });
     }
 }
 
