@@ -129,6 +129,17 @@ def test_a_test_that_the_share_has_no_result_of_is_a_fault() -> None:
     assert table.verdict(records, "fsx", "auto").faults() == ["a: the share has no result"]
 
 
+def test_passed_tests_may_be_kept_as_a_number_alone(tmp_path: Path) -> None:
+    store = Store(tmp_path / "kept", tmp_path / "notes")
+    store.save(_record(CONTROL, Result("a", OK), Result("b", OK)))
+    store.save(replace(_record("auto", Result("b", FAILED, "lost")), unnamed=7))
+    records = store.load()
+    assert records["fsx", "auto"].count(OK) == 7
+    assert table.verdict(records, "fsx", "auto").faults() == ["b: failed: lost"]
+    again = records["fsx", "auto"].amended(_record("auto", Result("a", OK), Result("b", OK)))
+    assert again.count(OK) == 8
+
+
 def test_a_share_without_a_control_is_a_fault() -> None:
     assert table.verdict({("fsx", "auto"): _record("auto", Result("a", OK))}, "fsx", "auto").faults() != []
 
@@ -179,6 +190,18 @@ def test_a_run_goes_on_where_it_was_broken_off(tmp_path: Path) -> None:
     assert store.whole(head)
     assert [result.name for result in store.load()["fsx", "auto"].results] == ["a", "b"]
     assert not store.whole(replace(head, commit="other"))
+
+
+def test_some_tests_can_be_run_again_by_themselves(tmp_path: Path) -> None:
+    store = Store(tmp_path / "kept", tmp_path / "notes")
+    store.save(replace(_record("auto", Result("a", OK), Result("b", FAILED, "lost"), Result("c", OK)), kernel="7.1"))
+    later = store.begin(replace(_record("auto"), commit="new", date="2026-01-03"))
+    later.add(Result("b", OK))
+    later.end("7.2", amends=store.load()["fsx", "auto"])
+    found = store.load()["fsx", "auto"]
+    assert {result.name: result.result for result in found.results} == {"a": OK, "b": OK, "c": OK}
+    assert (found.commit, found.kernel, found.again) == ("abc", "7.1", {"b": "new, 2026-01-03"})
+    assert "- fsx on auto, at new, 2026-01-03: b\n" in table.table(store.load(), {"fsx": "random"})
 
 
 def test_a_run_begins_anew_for_another_commit_or_when_nothing_is_to_be_resumed(tmp_path: Path) -> None:

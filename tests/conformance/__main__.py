@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
     judged = []
     for suite, source in _suites(asked):
         for setup in asked.setup or [CONTROL, *SHARES[suite.name]]:
-            _run(suite, setup, source, store, resume=asked.resume)
+            _run(suite, setup, source, store, resume=asked.resume, again=asked.again)
             if setup != CONTROL:
                 judged.append((suite.name, setup))
     records = store.load()
@@ -88,6 +88,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--resume", action="store_true", help="leave out what has results of these commits already")
     parser.add_argument(
         "--table", action="store_true", help="run nothing, write the page from the results that are there"
+    )
+    parser.add_argument(
+        "--again",
+        action="store_true",
+        help="put what is run into the record that is there, in the place of these tests",
     )
     parser.add_argument("--generic", nargs="+", metavar="NNN", default=GENERIC, help="only these tests of xfstests")
     parser.add_argument("--operations", type=int, default=100_000, metavar="N", help="of each fsx run (100000)")
@@ -128,15 +133,16 @@ def _suites(asked: argparse.Namespace) -> Iterator[tuple[Suite, Path]]:
             yield make(), source
 
 
-def _run(suite: Suite, setup: str, source: Path, store: Store, *, resume: bool) -> None:
+def _run(suite: Suite, setup: str, source: Path, store: Store, *, resume: bool, again: bool) -> None:
     """Run a suite on a setup, tell what is not ok as it comes, and keep the record."""
     began = time.monotonic()
     print(f"{suite.name} on {setup}", flush=True)
     kernel = ""
     head = record(suite.name, setup, kernel, source)
-    if resume and store.whole(head):
+    if resume and not again and store.whole(head):
         print("  known", flush=True)
         return
+    before = store.load().get((suite.name, setup)) if again else None
     run = store.begin(head, resume=resume)
 
     @contextlib.contextmanager
@@ -150,7 +156,7 @@ def _run(suite: Suite, setup: str, source: Path, store: Store, *, resume: bool) 
         run.add(result)
         if result.result != OK:
             print(f"  {result.result}: {result.name}: {result.why}", flush=True)
-    run.end(kernel)
+    run.end(kernel, amends=before)
     print(f"  {time.monotonic() - began:.0f} s", flush=True)
 
 

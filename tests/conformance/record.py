@@ -11,8 +11,8 @@ import re
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,11 @@ SPAN = re.compile(r"(.*:)(\d+)-(\d+)")
 
 @dataclass(frozen=True)
 class Record:
-    """One suite on one setup. ``version`` is the suite's commit, ``commit`` ours; a ``+`` marks what was not committed."""
+    """One suite on one setup. ``version`` is the suite's commit, ``commit`` ours; a ``+`` marks what was not committed.
+
+    ``again`` has the tests that were run by themselves later, each with the commit and date of that. ``unnamed`` tests passed
+    as well, of which only the number was kept.
+    """
 
     suite: str
     setup: str
@@ -35,6 +39,8 @@ class Record:
     kernel: str
     version: str
     results: tuple[Result, ...]
+    again: Mapping[str, str] = field(default_factory=dict)
+    unnamed: int = 0
 
     @property
     def of(self) -> tuple[str, ...]:
@@ -42,7 +48,16 @@ class Record:
         return (self.suite, self.setup, self.commit, self.version)
 
     def count(self, word: str) -> int:
-        return Counter(result.result for result in self.results)[word]
+        return Counter(result.result for result in self.results)[word] + (self.unnamed if word == OK else 0)
+
+    def amended(self, later: Record) -> Record:
+        """This record with the results of a later run of some of its tests."""
+        known = {result.name for result in later.results}
+        # A name that stood for nothing may be one of those that were only counted.
+        unnamed = self.unnamed - sum(result.name not in {old.name for old in self.results} for result in later.results)
+        results = (*(result for result in self.results if result.name not in known), *later.results)
+        again = dict.fromkeys(sorted(known), f"{later.commit}, {later.date}")
+        return replace(self, results=results, again={**self.again, **again}, unnamed=max(0, unnamed))
 
 
 def spans(names: Iterable[str]) -> list[str]:
@@ -87,6 +102,10 @@ class Store:
         fields[OK] = spans(result.name for result in record.results if result.result == OK)
         for word in (FAILED, NOT_RUN):
             fields[word] = {result.name: result.why for result in record.results if result.result == word}
+        if record.again:
+            fields["again"] = dict(record.again)
+        if record.unnamed:
+            fields["unnamed"] = record.unnamed
         path = self.folder / f"{record.suite}@{record.setup}.json"
         path.write_text(json.dumps(fields, indent=1, ensure_ascii=False) + "\n")
 
@@ -130,9 +149,10 @@ class Run:
         with self._path.open("a") as file:
             file.write(json.dumps(asdict(result)) + "\n")
 
-    def end(self, kernel: str) -> None:
-        """Keep the whole record, of a guest with that kernel, instead of the notes."""
-        self._store.save(replace(self._head, kernel=kernel, results=tuple(self.results)))
+    def end(self, kernel: str, amends: Record | None = None) -> None:
+        """Keep the whole record, of a guest with that kernel, instead of the notes, or put it into the one it ``amends``."""
+        whole = replace(self._head, kernel=kernel, results=tuple(self.results))
+        self._store.save(amends.amended(whole) if amends else whole)
         self._path.unlink()
 
 

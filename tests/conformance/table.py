@@ -45,7 +45,8 @@ def verdict(records: Records, suite: str, setup: str) -> Verdict:
     alone = [result for result in share.results if result.name not in promised]
     taken = tuple(Result(each.name, OK) for each in alone if each.name in OF_SERVERS or each.result == OK)
     found = compare(control.results + taken, share.results, DIFFERENCES[suite], setup)
-    found.missing += [f"{name}: the share has no result" for name in sorted(promised - had)]
+    if not share.unnamed:
+        found.missing += [f"{name}: the share has no result" for name in sorted(promised - had)]
     return found
 
 
@@ -68,7 +69,27 @@ def table(records: Records, suites: Mapping[str, str]) -> str:
                 differ = str(len(found.expected) + len(found.worse))
             what = [of.kernel, f"{of.commit}, {of.date}", of.version]
             lines.append(f"| {' | '.join([suite, setup, *cells, differ, *what])} |")
-    return HEAD + "\n".join(lines) + "\n" + _suites(suites) + _differences(records) + _shared(records) + _left_out()
+    return (
+        HEAD
+        + "\n".join(lines)
+        + "\n"
+        + _again(records)
+        + _suites(suites)
+        + _differences(records)
+        + _shared(records)
+        + _left_out()
+    )
+
+
+def _again(records: Records) -> str:
+    """What was run by itself after the rest of its line."""
+    lines = []
+    for (suite, setup), record in records.items():
+        when: dict[str, list[str]] = defaultdict(list)
+        for name, at in record.again.items():
+            when[at].append(name)
+        lines += [f"- {suite} on {setup}, at {at}: {', '.join(names)}\n" for at, names in sorted(when.items())]
+    return "\nRun again by themselves, later than the rest of their line:\n\n" + "".join(lines) if lines else ""
 
 
 def _suites(suites: Mapping[str, str]) -> str:
