@@ -4,7 +4,6 @@
 //! [`Reserved`] maps into this process, for a virtual machine monitor that lives in it. The other mapper sends messages to one in
 //! another process, and is part of the vhost-user transport.
 
-mod guard;
 mod mapping;
 mod reserved;
 mod table;

@@ -8,7 +8,8 @@ use std::ptr;
 
 use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 
-use crate::guard::Guard;
+use virtiofs_guard::Guard;
+
 use crate::mapping::{Mapper, Mapping, Refusal};
 use crate::window::{GRANULE, PAGE, Window};
 

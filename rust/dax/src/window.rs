@@ -12,6 +12,8 @@ use crate::table::{Cut, Table};
 pub const PAGE: u64 = 4096;
 /// What Linux cuts a window into (`FUSE_DAX_SHIFT`, `fs/fuse/dax.c`), in bytes; no window is smaller.
 pub const GRANULE: u64 = 2 << 20;
+// What a window is healed by.
+const _: () = assert!(GRANULE == virtiofs_guard::GRANULE);
 
 /// A size that no window has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

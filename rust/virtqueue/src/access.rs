@@ -13,6 +13,8 @@ use vm_memory::guest_memory::GuestMemoryBackend;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryRegion, GuestRegionMmap};
 
+use virtiofs_guard::Guard;
+
 use crate::{Memory, MemoryError};
 
 /// Bytes for which the device notes whether it has written them.
@@ -24,6 +26,8 @@ pub type Keep = Arc<dyn Any + Send + Sync>;
 /// One region, as those hold on to it that are not concerned with the others.
 #[derive(Clone)]
 pub(crate) struct Hold {
+    /// Before the region: what is unmapped is guarded no more.
+    guard: Option<Arc<Guard>>,
     region: Arc<GuestRegionMmap<()>>,
     _keep: Option<Keep>,
     dirty: Option<Arc<AtomicBitmap>>,
@@ -39,7 +43,16 @@ impl Hold {
     pub(crate) fn new(region: &Arc<GuestRegionMmap<()>>, keep: Option<Keep>, track: bool) -> Hold {
         let page = NonZeroUsize::new(PAGE).unwrap_or(NonZeroUsize::MIN);
         let dirty = track.then(|| Arc::new(AtomicBitmap::new(region.size(), page)));
-        Hold { region: Arc::clone(region), _keep: keep, dirty }
+        Hold { guard: None, region: Arc::clone(region), _keep: keep, dirty }
+    }
+
+    /// The same, with zeros for what the file behind it turns out not to have.
+    pub(crate) fn guarded(self, guard: Option<Arc<Guard>>) -> Hold {
+        Hold { guard, ..self }
+    }
+
+    pub(crate) fn guard(&self) -> Option<&Arc<Guard>> {
+        self.guard.as_ref()
     }
 
     pub(crate) fn start(&self) -> u64 {
@@ -156,6 +169,11 @@ impl Memory {
             true => Ok(()),
             false => Err(self.outside(address, len)),
         }
+    }
+
+    /// How often something of it was touched that its file has no longer: whoever gave it has shortened that.
+    pub fn lost(&self) -> u64 {
+        self.holds.iter().filter_map(|hold| hold.guard()).map(|guard| guard.count()).sum()
     }
 
     /// The regions: guest address and bytes, in order of addresses.

@@ -10,6 +10,8 @@ use vm_memory::guest_memory::GuestMemoryBackend;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
 
+use virtiofs_guard::Guard;
+
 use crate::access::{Hold, Keep};
 
 /// Why memory was refused.
@@ -80,9 +82,10 @@ impl Elsewhere {
 /// All memory of a guest at one moment. A change makes a new value, so that a request in flight keeps what it points to.
 #[derive(Clone, Debug, Default)]
 pub struct Memory {
+    /// Before the map: regions are guarded for as long as they are mapped, and no longer.
+    pub(crate) holds: Vec<Hold>,
     map: GuestMemoryMmap<()>,
     spans: Vec<Span>,
-    pub(crate) holds: Vec<Hold>,
     /// New regions note which of their pages are written.
     pub(crate) track: bool,
     elsewhere: Vec<Elsewhere>,
@@ -102,7 +105,8 @@ impl Memory {
         if user_address.checked_add(size).is_none() {
             return Err(MemoryError::Overlap { guest_address, size });
         }
-        // Touching pages past the end of a file is a SIGBUS. (What is no file with a size, a device say, maps what it has.)
+        // Touching pages past the end of a file is a SIGBUS, for which there is the guard: no honest VMM gives such memory. (What is no file
+        // with a size, a device say, maps what it has.)
         let metadata = file.metadata().map_err(|error| refuse(error.to_string()))?;
         if metadata.is_file() && offset.checked_add(size).is_none_or(|end| end > metadata.len()) {
             return Err(refuse(format!("its file has {} bytes", metadata.len())));
@@ -115,8 +119,11 @@ impl Memory {
             .map_err(|error| refuse(error.to_string()))?;
         let overlap = || MemoryError::Overlap { guest_address, size };
         let region = GuestRegionMmap::new(mapping, GuestAddress(guest_address)).ok_or_else(overlap)?;
+        let guard = Guard::new(region.as_ptr().addr(), len).map_err(|error| refuse(error.to_string()))?;
         let file = Some((metadata.dev(), metadata.ino(), offset));
-        self.with_span(Arc::new(region), Span { guest_address, size, user_address, file }, None)
+        let region = Arc::new(region);
+        let hold = Hold::new(&region, None, self.track).guarded(Some(Arc::new(guard)));
+        self.with_hold(region, Span { guest_address, size, user_address, file }, hold)
     }
 
     pub(crate) fn with_region(
@@ -126,17 +133,12 @@ impl Memory {
         keep: Option<Keep>,
     ) -> Result<Memory, MemoryError> {
         let (guest_address, size) = (region.start_addr().0, region.len());
-        self.with_span(region, Span { guest_address, size, user_address, file: None }, keep)
+        let hold = Hold::new(&region, keep, self.track);
+        self.with_hold(region, Span { guest_address, size, user_address, file: None }, hold)
     }
 
-    fn with_span(
-        &self,
-        region: Arc<GuestRegionMmap<()>>,
-        span: Span,
-        keep: Option<Keep>,
-    ) -> Result<Memory, MemoryError> {
+    fn with_hold(&self, region: Arc<GuestRegionMmap<()>>, span: Span, hold: Hold) -> Result<Memory, MemoryError> {
         let Span { guest_address, size, .. } = span;
-        let hold = Hold::new(&region, keep, self.track);
         let map = self.map.insert_region(region).map_err(|_| MemoryError::Overlap { guest_address, size })?;
         let mut next = Memory { map, ..self.clone() };
         next.spans.push(span);
@@ -150,7 +152,12 @@ impl Memory {
         let mut memory = Memory { elsewhere: self.elsewhere.clone(), track: self.track, ..Memory::default() };
         for region in regions {
             memory = match self.mapped(&region) {
-                Some((mapped, span)) => memory.with_span(mapped, span, None)?,
+                Some((mapped, span)) => {
+                    let known = self.holds.iter().find(|hold| hold.start() == span.guest_address);
+                    let guard = known.and_then(Hold::guard).cloned();
+                    let hold = Hold::new(&mapped, None, self.track).guarded(guard);
+                    memory.with_hold(mapped, span, hold)?
+                }
                 None => memory.with(region)?,
             };
         }

@@ -2,8 +2,8 @@
 #![allow(unsafe_code)]
 //! What happens when a mapped file becomes shorter: the kernel sends SIGBUS to whoever touches a page behind the new end.
 //!
-//! For addresses in a window the handler puts zeros there, notes it, and the access goes on. For all others it does what was done before
-//! it: the handler that was there is called, or the default is restored, which ends the process.
+//! For addresses that are guarded (a DAX window, the memory of a VMM in another process) the handler puts zeros there, notes it, and the
+//! access goes on. For all others it does what was done before it: the handler that was there is called, or the default is restored, which ends the process.
 //!
 //! That is one page at a time, until there were so many that a guest seems to use up the mappings that its process may have: then the rest
 //! of each granule.
@@ -14,15 +14,19 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use std::{mem, ptr};
 
-use crate::window::{GRANULE, PAGE};
+/// What the pages of a range are noted by: so many bytes at a time.
+pub const GRANULE: u64 = 2 << 20;
+
+const PAGE: usize = 4096;
 
 /// Pages that are replaced one by one, from one [`Guard::take`] to the next.
 const SINGLE: u64 = 1024;
 
-/// Windows that one process may have.
-const SLOTS: usize = 64;
+/// Ranges that one process may have: a VMM may cut its memory into some hundred.
+const SLOTS: usize = 4096;
 
-/// A window, as the handler sees it.
+/// A range, as the handler sees it.
+#[derive(Debug)]
 struct Slot {
     taken: AtomicBool,
     start: AtomicUsize,
@@ -53,23 +57,26 @@ static SLOTS_TABLE: [Slot; SLOTS] = [const {
 static BEFORE: OnceLock<libc::sigaction> = OnceLock::new();
 
 /// The guard over one range of addresses, for as long as it lives.
-pub(crate) struct Guard {
+#[derive(Debug)]
+pub struct Guard {
     slot: &'static Slot,
     /// Kept for the handler, which has a pointer to it.
     healed: Box<[AtomicU64]>,
 }
 
 impl Guard {
-    /// Guards `size` bytes from `start` on.
-    pub(crate) fn new(start: usize, size: usize) -> io::Result<Guard> {
+    /// Guards `size` bytes from `start` on, which are mapped. Its owner gives them up to be mapped over, and drops this before it unmaps them.
+    pub fn new(start: usize, size: usize) -> io::Result<Guard> {
         install()?;
         let free = SLOTS_TABLE
             .iter()
             .find(|slot| slot.taken.compare_exchange(false, true, Ordering::AcqRel, Ordering::Relaxed).is_ok());
         let Some(slot) = free else {
-            return Err(io::Error::other(format!("{SLOTS} DAX windows are the most that one process can have")));
+            return Err(io::Error::other(format!(
+                "{SLOTS} ranges of guest memory and DAX windows are the most that one process can have"
+            )));
         };
-        let granules = size / GRANULE as usize;
+        let granules = size.div_ceil(GRANULE as usize);
         let healed: Box<[AtomicU64]> = (0..granules.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
         slot.count.store(0, Ordering::Relaxed);
         slot.recent.store(0, Ordering::Relaxed);
@@ -81,12 +88,12 @@ impl Guard {
     }
 
     /// How often something was replaced so far.
-    pub(crate) fn count(&self) -> u64 {
+    pub fn count(&self) -> u64 {
         self.slot.count.load(Ordering::Relaxed)
     }
 
     /// Where granules begin of which a part was replaced since this was asked last, in order.
-    pub(crate) fn take(&self) -> Vec<u64> {
+    pub fn take(&self) -> Vec<u64> {
         if !self.slot.any.load(Ordering::Relaxed) || !self.slot.any.swap(false, Ordering::AcqRel) {
             return Vec::new();
         }
@@ -99,12 +106,12 @@ impl Guard {
     }
 
     /// Puts zeros at an address, if it lies in the range.
-    pub(crate) fn heal(&self, address: usize) -> bool {
+    pub fn heal(&self, address: usize) -> bool {
         self.slot.heal(address)
     }
 
     /// Guards nothing any more.
-    pub(crate) fn close(&self) {
+    pub fn close(&self) {
         self.slot.size.store(0, Ordering::Release);
         self.slot.healed.store(ptr::null_mut(), Ordering::Release);
     }
@@ -156,7 +163,19 @@ extern "C" fn handler(signal: c_int, info: *mut libc::siginfo_t, context: *mut c
     unsafe { *at = errno };
 }
 
-/// Puts zeros at an address, if it lies in a window.
+/// Puts zeros over so many bytes.
+fn replace(at: usize, len: usize) -> bool {
+    // SAFETY: the bytes lie in a range that its owner gave up to be mapped over at any time, and holds until it has taken the guard away; what
+    // was mapped at the address cannot be accessed, or the signal would not have come. mmap(2) is one system call.
+    let mapped = unsafe {
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
+        libc::mmap(at as *mut c_void, len, access, flags, -1, 0)
+    };
+    mapped != libc::MAP_FAILED
+}
+
+/// Puts zeros at an address, if it lies in a range that is guarded.
 fn heal(address: usize) -> bool {
     SLOTS_TABLE.iter().any(|slot| slot.heal(address))
 }
@@ -166,19 +185,15 @@ impl Slot {
         let size = self.size.load(Ordering::Acquire);
         let offset = address.checked_sub(self.start.load(Ordering::Relaxed)).filter(|offset| *offset < size);
         let Some(offset) = offset else { return false };
-        let page = offset & !(PAGE as usize - 1);
+        let page = offset & !(PAGE - 1);
         let single = self.recent.fetch_add(1, Ordering::Relaxed) < SINGLE;
-        let len = if single { PAGE as usize } else { GRANULE as usize - page % GRANULE as usize };
+        let rest = (GRANULE as usize - page % GRANULE as usize).min(size.next_multiple_of(PAGE) - page);
         let at = address - (offset - page);
-        // SAFETY: the page, and the rest of its granule, lie in a range that its owner gave up to be mapped over at any time, and holds until it has
-        // taken the guard away; what was mapped at the address cannot be accessed, or this signal would not have come. mmap(2) is one
-        // system call.
-        let mapped = unsafe {
-            let access = libc::PROT_READ | libc::PROT_WRITE;
-            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
-            libc::mmap(at as *mut c_void, len, access, flags, -1, 0)
-        };
-        if mapped == libc::MAP_FAILED {
+        // Of huge pages there is no part to be had.
+        let (huge, end) = (address & !(GRANULE as usize - 1), address - offset + size);
+        let whole = huge >= address - offset && end - huge >= GRANULE as usize;
+        let healed = replace(at, if single { PAGE } else { rest }) || whole && replace(huge, GRANULE as usize);
+        if !healed {
             return false;
         }
         self.count.fetch_add(1, Ordering::Relaxed);
@@ -210,5 +225,42 @@ fn pass_on(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
             let other: extern "C" fn(c_int) = unsafe { mem::transmute(other) };
             other(signal);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::File;
+
+    #[test]
+    fn memory_whose_file_is_cut_off_reads_as_zeros_and_can_be_written() {
+        let file = File::from(rustix::fs::memfd_create("short", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
+        let size = (2 << 20) + 5 * PAGE;
+        file.set_len(size as u64).unwrap();
+        use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+        // SAFETY: a new mapping at an address that the kernel chooses.
+        let start =
+            unsafe { mmap(ptr::null_mut(), size, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, &file, 0) };
+        let start = start.unwrap();
+        let guard = Guard::new(start.addr(), size).unwrap();
+        let bytes = start.cast::<u8>();
+        // SAFETY: all of these lie in the mapping, which nobody else uses.
+        unsafe {
+            bytes.write_volatile(7);
+            bytes.add(3 * PAGE).write_volatile(7);
+            file.set_len(PAGE as u64).unwrap();
+            assert_eq!(bytes.read_volatile(), 7);
+            for page in (1..size / PAGE).rev() {
+                assert_eq!(bytes.add(page * PAGE + 9).read_volatile(), 0);
+                bytes.add(page * PAGE + 9).write_volatile(5);
+                assert_eq!(bytes.add(page * PAGE + 9).read_volatile(), 5);
+            }
+        }
+        assert!(guard.count() > 0);
+        assert_eq!(guard.take(), [0, GRANULE]);
+        drop(guard);
+        // SAFETY: nobody uses it any more.
+        unsafe { munmap(start, size) }.unwrap();
     }
 }
