@@ -551,6 +551,7 @@ class Daemon:
         tag: str,
         request_queues: int,
         once: bool,
+        reconnect: float,
         slow_threads: int,
         want: int,
         dax_window: int,

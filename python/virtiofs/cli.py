@@ -98,6 +98,13 @@ def _serve_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--socket-mode", metavar="MODE", type=_octal, default=0o600, help="its permissions (0600)")
     group.add_argument("--socket-group", metavar="GROUP", help="its group, by name or number")
     group.add_argument("--once", action="store_true", help="end with the first guest")
+    group.add_argument(
+        "--reconnect-timeout",
+        metavar="SECONDS",
+        type=float,
+        default=30.0,
+        help="keep what a guest has while its VMM is away, if that can come back (30); 0: do not",
+    )
 
     group = parser.add_argument_group("device")
     group.add_argument("--tag", default="virtiofs", help="name by which guests mount it (virtiofs)")
@@ -414,7 +421,8 @@ def _explain(arguments: argparse.Namespace) -> int:
 
 def _device(arguments: argparse.Namespace) -> dict[str, Any]:
     """Returns what the options of the device and its socket say, by the names of `Share`."""
-    names = ("tag", "request_queues", "once", "socket_mode", "socket_group", "dax_window", "dax")
+    socket = ("once", "reconnect_timeout", "socket_mode", "socket_group")
+    names = ("tag", "request_queues", *socket, "dax_window", "dax")
     return {name: getattr(arguments, name) for name in names}
 
 

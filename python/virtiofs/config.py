@@ -40,6 +40,8 @@ class Share:
         tag: Name under which guests mount the share.
         request_queues: Request queues of the device.
         once: End with the first guest instead of waiting for the next.
+        reconnect_timeout: Seconds for which the session of a VMM whose connection is lost is kept, if it can come back; 0 for
+            not at all.
         socket_mode: Permission bits of the socket.
         socket_group: Group of the socket; None leaves that of the process.
         slow_threads: Threads for requests that have to wait for a disk, at most.
@@ -81,6 +83,7 @@ class Share:
     tag: str = "virtiofs"
     request_queues: int = field(default_factory=default_request_queues)
     once: bool = False
+    reconnect_timeout: float = 30.0
     socket_mode: int = 0o600
     socket_group: str | None = None
     slow_threads: int = 16
@@ -176,6 +179,7 @@ class Share:
             tag=self.tag,
             request_queues=self.request_queues,
             once=self.once,
+            reconnect_timeout=self.reconnect_timeout,
             socket_mode=self.socket_mode,
             socket_group=self.socket_group,
             slow_threads=self.slow_threads,

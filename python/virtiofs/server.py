@@ -40,6 +40,9 @@ class Server:
         tag: Name under which guests mount it (``mount -t virtiofs TAG /mnt``): 1 to 36 bytes of UTF-8.
         request_queues: Request queues of the device. None for one per processor, up to 4. A guest may use fewer.
         once: End when the first guest goes, instead of waiting for the next.
+        reconnect_timeout: Seconds for which what a guest has (nodes, open files, locks) is kept when the connection to its
+            VMM is lost, for a VMM that can come back (VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD); 0 for not at all. Another VMM
+            ends it. See docs/reconnection.md.
         socket_mode: Permission bits of the socket.
         socket_group: Name or number of the group of the socket; None leaves that of the process.
         slow_threads: Threads, at most, for requests that have to wait for a disk. They are made when needed and go when idle.
@@ -61,6 +64,7 @@ class Server:
         tag: str = "virtiofs",
         request_queues: int | None = None,
         once: bool = False,
+        reconnect_timeout: float = 30.0,
         socket_mode: int = 0o600,
         socket_group: str | int | None = None,
         slow_threads: int = 16,
@@ -80,11 +84,14 @@ class Server:
             raise ConfigError(f"permission bits are 0 to 0777, not {socket_mode:#o}")
         if not 1 <= slow_threads <= 1024:
             raise ConfigError(f"threads for slow requests are 1 to 1024, not {slow_threads}")
+        if not 0 <= reconnect_timeout <= 86_400:
+            raise ConfigError(f"a lost connection is waited for 0 to 86400 seconds, not {reconnect_timeout}")
         self.fs: Final = fs
         self.path: Final = None if socket is None else os.fspath(socket)
         self.tag: Final = tag
         self.request_queues: Final = request_queues
         self.once: Final = once
+        self.reconnect_timeout: Final = reconnect_timeout
         self.slow_threads: Final = slow_threads
         self.dax_window: Final = window(dax_window)
         if self.dax_window and not explain(fs).maps_files:
@@ -145,6 +152,7 @@ class Server:
                 tag=self.tag,
                 request_queues=self.request_queues,
                 once=self.once,
+                reconnect=self.reconnect_timeout,
                 slow_threads=self.slow_threads,
                 want=self.fs.init_flags | (FLAGS if self.dax_window else 0),
                 dax_window=self.dax_window,

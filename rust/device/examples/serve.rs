@@ -21,6 +21,11 @@ fn main() -> std::io::Result<()> {
     let server = Arc::new(Server::new(Arc::new(HostDir::new(config)?), Limits::default()));
     let source = Source::Listening(UnixListener::bind(socket)?);
     let identity = Identity::new("share", 1).map_err(std::io::Error::other)?;
-    Daemon::start(server, source, Config { identity, once: true, slow_threads: 16, window: None })?.wait(None);
+    Daemon::start(
+        server,
+        source,
+        Config { identity, once: true, slow_threads: 16, window: None, reconnect: Duration::ZERO },
+    )?
+    .wait(None);
     Ok(())
 }

@@ -53,7 +53,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         };
         let server = Arc::new(Server::new(Arc::new(HostDir::new(config)?), Limits::default()));
         let source = Source::Listening(UnixListener::bind(run.path().join(name))?);
-        let settings = Config { identity: Identity::new("share", 1)?, once: false, slow_threads: 2, window: None };
+        let settings = Config {
+            identity: Identity::new("share", 1)?,
+            once: false,
+            slow_threads: 2,
+            window: None,
+            reconnect: Duration::ZERO,
+        };
         let daemon = Daemon::start(Arc::clone(&server), source, settings)?;
         let versions = remembers.then(|| Arc::clone(&view));
         let options = Options { versions, cached_names: 2 * FILES, ..Options::default() };

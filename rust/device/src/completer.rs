@@ -1,5 +1,6 @@
 //! The completing half of a queue, shared by all threads that finish its requests.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -26,12 +27,18 @@ struct Side {
     used: Used,
     call: Option<Call>,
     memory: Arc<Memory>,
+    /// Completed while the ring's memory was away, as when a VMM takes a region back to give another for it.
+    owed: VecDeque<Owed>,
     broken: bool,
 }
 
+/// A chain that is to be given back, and the bytes that were written.
+pub(crate) type Owed = (u16, usize);
+
 impl Completer {
-    pub(crate) fn new(memory: &Arc<SharedMemory>, used: Used, call: Option<Call>) -> Completer {
-        let side = Side { used, call, memory: memory.load(), broken: false };
+    /// `owed` was completed before and could not be given back yet.
+    pub(crate) fn new(memory: &Arc<SharedMemory>, used: Used, call: Option<Call>, owed: VecDeque<Owed>) -> Completer {
+        let side = Side { used, call, memory: memory.load(), owed, broken: false };
         Completer {
             memory: Arc::clone(memory),
             side: Mutex::new(side),
@@ -65,6 +72,20 @@ impl Completer {
         side.tell();
     }
 
+    /// What could not be given back so far.
+    pub(crate) fn owed(&self) -> VecDeque<Owed> {
+        self.side.lock().owed.clone()
+    }
+
+    /// Interrupts the driver, whether it wants that or not: an earlier interrupt may not have been seen.
+    pub(crate) fn interrupt(&self) {
+        let side = &mut *self.side.lock();
+        side.pay();
+        if let Some(call) = &side.call {
+            call.raise();
+        }
+    }
+
     /// Replaces the way by which the driver is interrupted, and uses it once: an interrupt that went the old way may not have
     /// been seen.
     pub(crate) fn set_call(&self, call: Option<Call>) {
@@ -75,9 +96,13 @@ impl Completer {
         }
     }
 
-    /// Lets go of memory that the guest no longer has.
+    /// Lets go of memory that the guest no longer has, and gives back what waited for memory that it has again.
     pub(crate) fn refresh(&self) {
-        self.memory.refresh(&mut self.side.lock().memory);
+        let side = &mut *self.side.lock();
+        self.memory.refresh(&mut side.memory);
+        if side.pay() {
+            side.tell();
+        }
     }
 
     /// A request goes to the pool or a lane; answers how many are there.
@@ -131,12 +156,32 @@ impl Completer {
 
 impl Side {
     fn put(&mut self, head: u16, len: usize) {
-        // A reply is never longer than the chain, whose length fits 32 bits.
-        let result = self.used.complete(&self.memory, head, len as u32);
-        self.check(result.map(|()| false));
+        self.owed.push_back((head, len));
+        self.pay();
+        // No honest driver has more requests in flight than its ring has entries.
+        if self.owed.len() > usize::from(self.used.size()) {
+            self.owed.pop_back();
+        }
+    }
+
+    /// Gives back what is owed, as far as the ring can be written; answers whether that was anything.
+    fn pay(&mut self) -> bool {
+        let before = self.owed.len();
+        while let Some(&(head, len)) = self.owed.front() {
+            // A reply is never longer than the chain, whose length fits 32 bits.
+            if let Err(error) = self.used.complete(&self.memory, head, len as u32) {
+                self.check(Err(error));
+                break;
+            }
+            self.owed.pop_front();
+        }
+        self.owed.len() < before
     }
 
     fn tell(&mut self) {
+        if !self.owed.is_empty() {
+            return;
+        }
         let result = self.used.wants_call(&self.memory);
         if self.check(result)
             && let Some(call) = &self.call
@@ -145,11 +190,11 @@ impl Side {
         }
     }
 
-    /// A ring that cannot be written is the driver's doing: said once, and the device goes on.
+    /// A ring that cannot be written is the VMM's doing, or the driver's: said once, and the device goes on.
     fn check(&mut self, result: Result<bool, virtiofs_virtqueue::RingError>) -> bool {
         result.unwrap_or_else(|error| {
             if !std::mem::replace(&mut self.broken, true) {
-                tracing::warn!(%error, "requests can no longer be completed: the guest must reset the device");
+                tracing::warn!(%error, "requests cannot be completed until the memory of their ring is there again, or the guest resets the device");
             }
             false
         })

@@ -297,7 +297,9 @@ impl Device {
         queue.set_call(setup.call.clone());
         let ring = ring(&setup, life.features);
         match paused_with {
-            None => queue.start(index, ring, life.features, &self.with).map_err(|error| refuse(error.to_string()))?,
+            None => {
+                queue.start(index, ring, life.features, None, &self.with).map_err(|error| refuse(error.to_string()))?
+            }
             Some(heads) => {
                 split(ring, &self.with.memory.load()).map_err(|error| refuse(error.to_string()))?;
                 queue.take_again(heads);
@@ -346,7 +348,7 @@ impl Device {
         let Life { features, queues, setups } = &mut *life;
         for (index, (queue, setup)) in queues.iter_mut().zip(setups.iter()).enumerate() {
             let Some(setup) = setup else { continue };
-            if let Err(error) = queue.start(index, ring(setup, *features), *features, &self.with) {
+            if let Err(error) = queue.start(index, ring(setup, *features), *features, None, &self.with) {
                 for (queue, setup) in queues.iter_mut().zip(setups) {
                     if let (Some(next), Some(setup)) = (queue.halt(), setup) {
                         setup.next = next;

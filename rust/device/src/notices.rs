@@ -97,7 +97,7 @@ impl Teller {
         let mut memory = self.memory.load();
         let mut chain = Chain::default();
         let mut broken = false;
-        while !self.control.stop.load(Ordering::Acquire) {
+        while !self.is_to_stop() {
             if let Err(error) = self.deliver(&memory, &mut chain)
                 && !std::mem::replace(&mut broken, true)
             {
@@ -124,7 +124,7 @@ impl Teller {
             let message = news.message();
             while !self.write(memory, chain, &message)? {
                 self.completer.tell();
-                if !self.available.arm(memory)? {
+                if self.is_to_stop() || !self.available.arm(memory)? {
                     self.notices.put_back(news);
                     return Ok(());
                 }
@@ -134,9 +134,17 @@ impl Teller {
         Ok(())
     }
 
-    /// Puts a message into the next buffer, or answers false where there is none. Buffers that are too short go back empty.
+    fn is_to_stop(&self) -> bool {
+        self.control.stop.load(Ordering::Acquire)
+    }
+
+    /// Puts a message into the next buffer, or answers false where there is none, or no time for it. Buffers that are too short go back empty; a
+    /// driver may have any number of them.
     fn write(&mut self, memory: &Arc<Memory>, chain: &mut Chain, message: &[u8]) -> Result<bool, RingError> {
         loop {
+            if self.is_to_stop() {
+                return Ok(false);
+            }
             match self.available.pop(memory, chain)? {
                 Popped::Nothing => return Ok(false),
                 Popped::Malformed { head } => self.completer.put(head, 0),
@@ -147,5 +155,53 @@ impl Teller {
                 Popped::Request => self.completer.put(chain.head(), 0),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+    use std::sync::atomic::AtomicBool;
+
+    use rustix::fs::{MemfdFlags, memfd_create};
+    use virtiofs_virtqueue::{Event, Region, RingConfig, split};
+
+    use super::*;
+
+    /// A driver whose buffers are all too short: how many it got back, and how many messages wait.
+    fn told(stop: bool) -> (u64, usize) {
+        let file = std::fs::File::from(memfd_create("guest", MemfdFlags::CLOEXEC).unwrap());
+        file.set_len(0x8000).unwrap();
+        let region = Region { guest_address: 0, size: 0x8000, user_address: 0, file, offset: 0 };
+        let memory = Memory::new(vec![region]).unwrap();
+        // One descriptor of 8 bytes for the device to write, eight times.
+        memory.write(0x1000, &[0, 0x40, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 2, 0, 0, 0]).unwrap();
+        memory.store(0x2002, 8, 2).unwrap();
+        let ring = RingConfig { size: 16, desc: 0x1000, avail: 0x2000, used: 0x3000, next_avail: 0, event_idx: false };
+        let (available, used) = split(ring, &memory).unwrap();
+        let shared = Arc::new(SharedMemory::default());
+        shared.store(memory);
+        let control = Arc::new(Control { event: Event::new().unwrap(), stop: AtomicBool::new(stop) });
+        let notices = Arc::new(Notices::new(Table::anonymous(64).unwrap()).unwrap());
+        notices.open(Arc::clone(&control));
+        notices.tell(News::Moved { node: 1 }).unwrap();
+        let mut teller = Teller {
+            available,
+            waiter: Waiter::new(Arc::new(Event::new().unwrap()), &control.event).unwrap(),
+            control,
+            completer: Arc::new(Completer::new(&shared, used, None, VecDeque::new())),
+            memory: Arc::clone(&shared),
+            notices: Arc::clone(&notices),
+        };
+        let memory = shared.load();
+        teller.deliver(&memory, &mut Chain::default()).unwrap();
+        let waiting = notices.state.lock().waiting.len();
+        (memory.load(0x3002, 2).unwrap(), waiting)
+    }
+
+    #[test]
+    fn buffers_that_are_too_short_keep_nobody_from_stopping() {
+        assert_eq!(told(false), (8, 1));
+        assert_eq!(told(true), (0, 1));
     }
 }

@@ -1,12 +1,13 @@
 //! One queue of the device: a ring that runs, or what is remembered of it while it stands still.
 
+use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 
-use virtiofs_virtqueue::{Event, RingConfig, split};
+use virtiofs_virtqueue::{Event, Inflight, RingConfig, split};
 
 use crate::Call;
-use crate::completer::Completer;
+use crate::completer::{Completer, Owed};
 use crate::identity::{NOTIFICATION, NOTIFICATION_QUEUE};
 use crate::parking::Parking;
 use crate::worker::{Running, Surroundings};
@@ -22,6 +23,8 @@ pub(crate) struct Queue {
     stopped_at: Option<u16>,
     /// Where the chains begin that were taken before, are not completed, and nobody has any more.
     again: Vec<u16>,
+    /// What was completed, and could not be given back before the queue was stopped.
+    owed: VecDeque<Owed>,
 }
 
 impl Queue {
@@ -50,19 +53,37 @@ impl Queue {
         self.call = call;
     }
 
+    /// Interrupts the driver once, as what happened meanwhile may not have reached it.
+    pub(crate) fn interrupt(&self) {
+        if let Some(running) = &self.running {
+            running.completer().interrupt();
+        }
+    }
+
     /// Starts to take requests from the place that `ring` says, or to tell where `features` make this the queue for that. The queue must
-    /// have a kick.
+    /// have a kick. What is in flight is noted where `inflight` says.
     pub(crate) fn start(
         &mut self,
         index: usize,
         ring: RingConfig,
         features: u64,
+        inflight: Option<Inflight>,
         with: &Surroundings,
     ) -> io::Result<()> {
         let kick = self.kick.as_ref().ok_or_else(|| io::Error::other("nothing to be kicked by"))?;
-        let (mut available, used) = split(ring, &with.memory.load()).map_err(io::Error::other)?;
-        let completer = Arc::new(Completer::new(&with.memory, used, self.call.clone()));
-        self.parking.open(Arc::clone(&completer), self.stopped_at == Some(ring.next_avail));
+        let (mut available, mut used) = split(ring, &with.memory.load()).map_err(io::Error::other)?;
+        let goes_on = self.stopped_at == Some(ring.next_avail);
+        if self.stopped_at.is_some() && !goes_on {
+            // Another life of the driver, which knows nothing of these.
+            (self.again, self.owed) = (Vec::new(), VecDeque::new());
+        }
+        if let (Some(inflight), false, true) = (&inflight, goes_on, self.again.is_empty()) {
+            inflight.clear();
+        }
+        available.note_in(inflight.clone());
+        used.note_in(inflight);
+        let completer = Arc::new(Completer::new(&with.memory, used, self.call.clone(), std::mem::take(&mut self.owed)));
+        self.parking.open(Arc::clone(&completer), goes_on);
         available.take_again(std::mem::take(&mut self.again));
         tracing::debug!(index, size = ring.size, next = ring.next_avail, "queue starts");
         let notices = with.notices.as_ref().filter(|_| index == NOTIFICATION_QUEUE && features & NOTIFICATION != 0);
@@ -76,7 +97,10 @@ impl Queue {
     /// Stops where it is, after the requests in flight, and answers the index of the next one; `None` if it did not run.
     pub(crate) fn halt(&mut self) -> Option<u16> {
         self.parking.close();
-        let available = self.running.take().and_then(Running::stop)?;
+        let running = self.running.take()?;
+        let completer = Arc::clone(running.completer());
+        let available = running.stop()?;
+        self.owed = completer.owed();
         let position = available.next_avail();
         self.stopped_at = Some(position);
         self.again = available.into_untaken();
@@ -90,7 +114,18 @@ impl Queue {
         heads
     }
 
-    /// The queue of a device that was saved: it takes these once more before all others.
+    /// Goes on with the requests of a queue that stands still, from where that does.
+    pub(crate) fn inherit(&mut self, other: Queue) {
+        let (kick, call) = (self.kick.take(), self.call.take());
+        *self = Queue { kick, call, ..other };
+    }
+
+    /// Whether all that was taken up to `position` was given back, but for what this queue still knows of.
+    pub(crate) fn accounts_for(&self, position: u16, used: u16) -> bool {
+        usize::from(position.wrapping_sub(used)) == self.unanswered().len() + self.owed.len()
+    }
+
+    /// The queue of a device that went before: it takes these once more before all others.
     pub(crate) fn take_again(&mut self, heads: Vec<u16>) {
         self.again = heads;
     }

@@ -4,6 +4,7 @@
 //! messages are those of the `vhost` crate; receiving them is our own, since real front ends are more liberal than that
 //! crate (pipes for eventfds, a memory table longer than its count).
 
+mod away;
 mod backchannel;
 mod connection;
 mod endless;
@@ -17,7 +18,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 use virtiofs_fuse::{Server, Window};
@@ -25,7 +26,8 @@ use virtiofs_virtqueue::Event;
 
 use crate::pool::Pool;
 use crate::{Identity, Notices};
-use connection::{Connection, ready};
+use away::Away;
+use connection::{Connection, Ready, ready};
 use session::Session;
 pub use shmem::Settings as WindowSettings;
 use shmem::Shmem;
@@ -60,6 +62,9 @@ pub struct Config {
     pub slow_threads: usize,
     /// The DAX window to offer.
     pub window: Option<WindowSettings>,
+    /// How long a session is kept whose VMM lost its connection and can prove to be the same when it comes back (INFLIGHT_SHMFD). Zero: not
+    /// at all. A daemon that ends with its VMM, or has a window, keeps none.
+    pub reconnect: Duration,
 }
 
 /// What a daemon has done and is doing.
@@ -200,25 +205,33 @@ impl Drop for Daemon {
 impl Shared {
     fn serve(&self, source: Source, config: &Config, notices: Option<&Arc<Notices>>) {
         match source {
-            Source::Connected(stream) => self.session(stream, config, notices),
+            Source::Connected(stream) => {
+                self.session(stream, config, notices, None, None);
+            }
             Source::Listening(listener) => self.listen(&listener, config, notices),
         }
     }
 
     fn listen(&self, listener: &UnixListener, config: &Config, notices: Option<&Arc<Notices>>) {
+        let mut away: Option<Away> = None;
         while !self.stopping.load(Ordering::Acquire) {
-            let accepted = ready(listener.as_fd(), &self.stop).and_then(|ready| match ready {
-                true => listener.accept().map(Some),
-                false => Ok(None),
+            let until = away.as_ref().map(Away::until);
+            let accepted = ready(listener.as_fd(), &self.stop, None, until).and_then(|ready| match ready {
+                Ready::Readable | Ready::Knock => listener.accept().map(Some),
+                Ready::Stopped | Ready::Late => Ok(None),
             });
             match accepted {
                 Ok(Some((stream, _))) => {
-                    self.session(stream, config, notices);
+                    away = self.session(stream, config, notices, Some(listener), away);
                     if config.once {
                         break;
                     }
                 }
-                Ok(None) => break,
+                Ok(None) => {
+                    if let Some(away) = away.take_if(|away| away.until() <= Instant::now()) {
+                        away.end(&self.server, "it did not come back in time");
+                    }
+                }
                 Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::ConnectionAborted) => {}
                 Err(error) => {
                     // Out of descriptors or memory: that may pass, and a busy loop would not help.
@@ -227,33 +240,56 @@ impl Shared {
                 }
             }
         }
+        if let Some(away) = away {
+            away.end(&self.server, "the server ends");
+        }
     }
 
-    /// Serves one VMM until it goes away, and cleans up behind it.
-    fn session(&self, stream: UnixStream, config: &Config, notices: Option<&Arc<Notices>>) {
+    /// Serves one VMM until it goes away, and cleans up behind it. Answers what is kept until it comes back, or what was kept of another one
+    /// that may still do so.
+    fn session(
+        &self,
+        stream: UnixStream,
+        config: &Config,
+        notices: Option<&Arc<Notices>>,
+        door: Option<&UnixListener>,
+        away: Option<Away>,
+    ) -> Option<Away> {
         let number = self.connections.fetch_add(1, Ordering::Relaxed) + 1;
         self.connected.store(true, Ordering::Relaxed);
         tracing::info!(number, tag = config.identity.tag(), "a VMM is connected");
         let pool = Arc::new(Pool::new(config.slow_threads));
-        let served = config.window.map(Shmem::new).transpose().and_then(|window| {
-            let window = window.map(Arc::new);
-            self.server.set_window(window.clone().map(|window| window as Arc<dyn Window>));
-            let notices = notices.cloned();
-            let mut session = Session::new(&config.identity, Arc::clone(&self.server), pool, window, notices);
-            let mut connection = Connection::new(stream)?;
-            session.run(&mut connection, &self.stop)?;
-            if self.stopping.load(Ordering::Acquire) {
-                // The VMM is still there, and waits for answers.
-                session.halt();
-            }
-            Ok(())
+        let window = config.window.map(Shmem::new).transpose().map(|window| window.map(Arc::new));
+        let (window, failed) = match window {
+            Ok(window) => (window, None),
+            Err(error) => (None, Some(error)),
+        };
+        self.server.set_window(window.clone().map(|window| window as Arc<dyn Window>));
+        let waits = door.is_some() && !config.once && config.window.is_none();
+        let patience = if waits { config.reconnect } else { Duration::ZERO };
+        let server = Arc::clone(&self.server);
+        let mut session = Session::new(&config.identity, server, pool, window, notices.cloned(), patience, away);
+        let served = failed.map_or(Ok(()), Err).and_then(|()| {
+            let door = door.map(|door| door.as_fd().try_clone_to_owned()).transpose()?;
+            session.run(&mut Connection::new(stream, door)?, &self.stop)
         });
-        match served {
-            Ok(()) => tracing::info!(number, "the VMM is gone"),
-            Err(error) => tracing::warn!(number, %error, "the connection to the VMM was ended"),
+        let mut kept = None;
+        if self.stopping.load(Ordering::Acquire) {
+            // The VMM is still there, and waits for answers.
+            session.halt();
+        } else {
+            kept = session.leave();
         }
-        self.server.reset();
+        drop(session);
+        match served {
+            Ok(()) => tracing::info!(number, kept = kept.is_some(), "the VMM is gone"),
+            Err(error) => tracing::warn!(number, %error, kept = kept.is_some(), "the connection to the VMM was ended"),
+        }
+        if kept.is_none() {
+            self.server.reset();
+        }
         self.server.set_window(None);
         self.connected.store(false, Ordering::Relaxed);
+        kept
     }
 }

@@ -182,7 +182,7 @@ impl Running {
     }
 
     /// The half of the queue that completes.
-    pub(crate) fn completer(&self) -> &Completer {
+    pub(crate) fn completer(&self) -> &Arc<Completer> {
         &self.completer
     }
 

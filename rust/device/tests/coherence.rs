@@ -397,9 +397,12 @@ fn seat(root: &Path, table: &Arc<Table>, tells: bool) -> Seat {
     let server = Arc::new(Server::new(Arc::new(HostDir::new(config).unwrap()), Limits::default()));
     let source = Source::Listening(UnixListener::bind(run.path().join("s")).unwrap());
     let identity = Identity::new("share", 1).unwrap();
-    let daemon =
-        Daemon::start(Arc::clone(&server), source, Config { identity, once: false, slow_threads: 2, window: None })
-            .unwrap();
+    let daemon = Daemon::start(
+        Arc::clone(&server),
+        source,
+        Config { identity, once: false, slow_threads: 2, window: None, reconnect: Duration::ZERO },
+    )
+    .unwrap();
     let view = tells.then(|| Arc::new(View::new(table.fd()).unwrap()));
     let guest = Guest::connect(&run.path().join("s"), Options { versions: view, ..Options::default() }).unwrap();
     Seat { guest, server, _daemon: daemon, _run: run }

@@ -51,7 +51,12 @@ impl Share {
         let identity = Identity::new("share", 1).unwrap();
         let Setup { mappings, patience, .. } = setup;
         let window = Some(WindowSettings { size: 8 * GRANULE, mappings, barrier: true, patience });
-        let daemon = Daemon::start(server, source, Config { identity, once: false, slow_threads: 4, window }).unwrap();
+        let daemon = Daemon::start(
+            server,
+            source,
+            Config { identity, once: false, slow_threads: 4, window, reconnect: Duration::ZERO },
+        )
+        .unwrap();
         Share { dir, run, daemon }
     }
 

@@ -30,8 +30,12 @@ impl Share {
         let server = Arc::new(Server::new(fs, Limits::default()));
         let source = Source::Listening(UnixListener::bind(run.path().join("s")).unwrap());
         let identity = Identity::new("share", 1).unwrap();
-        let daemon =
-            Daemon::start(server, source, Config { identity, once: false, slow_threads: 4, window: None }).unwrap();
+        let daemon = Daemon::start(
+            server,
+            source,
+            Config { identity, once: false, slow_threads: 4, window: None, reconnect: Duration::ZERO },
+        )
+        .unwrap();
         Share { dir, run, daemon }
     }
 

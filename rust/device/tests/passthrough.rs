@@ -33,8 +33,12 @@ impl Share {
         let server = Arc::new(Server::new(fs.clone(), Limits { want, ..Limits::default() }));
         let source = Source::Listening(UnixListener::bind(run.path().join("s")).unwrap());
         let identity = Identity::new("share", request_queues).unwrap();
-        let daemon =
-            Daemon::start(server, source, Config { identity, once: false, slow_threads: 4, window: None }).unwrap();
+        let daemon = Daemon::start(
+            server,
+            source,
+            Config { identity, once: false, slow_threads: 4, window: None, reconnect: Duration::ZERO },
+        )
+        .unwrap();
         Share { dir, run, fs, daemon }
     }
 
@@ -174,8 +178,12 @@ fn a_lock_is_waited_for_across_two_guests_while_the_queue_goes_on() {
     let socket = run.path().join("s");
     let source = Source::Listening(UnixListener::bind(&socket).unwrap());
     let identity = Identity::new("other", 1).unwrap();
-    let _daemon =
-        Daemon::start(server, source, Config { identity, once: false, slow_threads: 4, window: None }).unwrap();
+    let _daemon = Daemon::start(
+        server,
+        source,
+        Config { identity, once: false, slow_threads: 4, window: None, reconnect: Duration::ZERO },
+    )
+    .unwrap();
 
     let (one, two) = (first.guest(Options::default()), Guest::connect(&socket, Options::default()).unwrap());
     let (holder, waiter) = (Opened::new(&one), Opened::new(&two));

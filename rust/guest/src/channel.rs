@@ -3,6 +3,7 @@
 //! Whoever finds nobody waiting for the device waits for all; the others sleep until it has taken the completions in. So a lone
 //! thread costs one system call per wake-up and needs no thread of ours.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
@@ -15,10 +16,13 @@ use crate::nodes::Forget;
 use crate::ring::{Ring, State};
 use crate::signal::{Bell, Waiter, Woken};
 use crate::slot::Shape;
-use crate::{Error, Result};
+use crate::{Error, Options, Result};
 
 /// Looks at the used ring between two looks at the clock, when polling.
 const LOOKS: u32 = 256;
+
+/// Until the next look whether a device that is gone is back.
+const ABSENCE: Duration = Duration::from_millis(1);
 
 #[derive(Debug)]
 pub(crate) struct Inner {
@@ -34,6 +38,8 @@ pub(crate) struct Channel {
     pub(crate) waiter: Waiter,
     timeout: Duration,
     polling: bool,
+    /// A device that is gone comes back.
+    patient: AtomicBool,
 }
 
 /// One request with all of its parts.
@@ -68,11 +74,19 @@ pub(crate) fn name(opcode: u32) -> String {
 }
 
 impl Channel {
-    pub(crate) fn new(ring: Ring, waiter: Waiter, timeout: Duration, polling: bool) -> Channel {
+    pub(crate) fn new(ring: Ring, waiter: Waiter, options: &Options) -> Channel {
+        let (timeout, polling, patient) = (options.timeout, options.polling, options.reconnects);
         if polling {
             ring.disarm();
         }
-        Channel { inner: Mutex::new(Inner { ring, led: false }), done: Condvar::new(), waiter, timeout, polling }
+        let inner = Mutex::new(Inner { ring, led: false });
+        let patient = AtomicBool::new(patient);
+        Channel { inner, done: Condvar::new(), waiter, timeout, polling, patient }
+    }
+
+    /// A device that is gone does not come back.
+    pub(crate) fn give_up(&self) {
+        self.patient.store(false, Ordering::Relaxed);
     }
 
     /// The ring for one thread's own use. Nobody else can make a request meanwhile.
@@ -197,6 +211,10 @@ impl Channel {
         let reaped = inner.ring.reap_all();
         self.done.notify_all();
         match (woken?, reaped?) {
+            (Woken::Gone, 0) if self.patient.load(Ordering::Relaxed) => {
+                MutexGuard::unlocked(inner, || std::thread::sleep(ABSENCE));
+                Ok(())
+            }
             (Woken::Gone, 0) => Err(Error::gone(&name(opcode))),
             _ => Ok(()),
         }

@@ -140,7 +140,7 @@ impl Client {
             let ring = Ring::new(&memory, layout, options.strict)?;
             let call = Line::new(options.pipes)?;
             lines.push((Line::new(options.pipes)?, Arc::clone(&call.raise)));
-            channels.push(Channel::new(ring, Waiter::new(call, transport.life())?, options.timeout, options.polling));
+            channels.push(Channel::new(ring, Waiter::new(call, transport.life())?, &options));
         }
         let hiprio = channels.remove(0);
         let notices = match notifies {

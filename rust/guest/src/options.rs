@@ -90,6 +90,8 @@ pub struct Options {
     pub config_by_bytes: bool,
     /// FUSE minor version to speak.
     pub minor: u32,
+    /// Keep for the device what is in flight (INFLIGHT_SHMFD), if it can, and wait for it when it is gone: see `Client::reconnect`.
+    pub reconnects: bool,
     /// INIT flags to offer, bits 32.. included.
     pub init_flags: u64,
     /// Use the DAX window of a device that has one.
@@ -137,6 +139,7 @@ impl Default for Options {
             without_protocol_features: 0,
             config_by_bytes: false,
             minor: KERNEL_MINOR_VERSION,
+            reconnects: false,
             init_flags: LINUX_FLAGS,
             dax: false,
             whole_pages: false,

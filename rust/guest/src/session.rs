@@ -93,7 +93,28 @@ impl Client {
     /// Is gone without a word, as a guest whose VMM was killed: no DESTROY, no stop; the socket closes at once. Nothing works after it.
     pub fn vanish(&self) {
         self.open.store(false, Ordering::Release);
+        self.channels().for_each(|channel| channel.give_up());
         self.with_connection(Connection::hang_up);
+    }
+
+    /// Loses the connection, as a VMM may whose guest goes on. Requests wait then, if [`Options::reconnects`](crate::Options).
+    pub fn disconnect(&self) {
+        self.with_connection(Connection::hang_up);
+    }
+
+    /// Goes on with the device, or with one that takes its place, over a new connection: the rings stay as they are, and the session too.
+    pub fn reconnect(&self, connection: Connection) -> Result<()> {
+        self.transport.lock().reconnect(connection)?;
+        for channel in self.channels() {
+            channel.waiter.watch(self.transport.lock().life())?;
+        }
+        self.start()
+    }
+
+    /// Adds or takes away what the device knows of a region of memory, which stays mapped here.
+    pub fn show_memory(&self, region: &crate::Region, shown: bool) -> Result<()> {
+        let mut transport = self.transport.lock();
+        if shown { transport.add_region(self.memory(), region) } else { transport.remove_region(region) }
     }
 
     /// Stops the queues; answers where in each available ring the device stood.

@@ -97,6 +97,12 @@ impl Waiter {
         Ok(Waiter { epoll, line })
     }
 
+    /// The device is at the other end of another connection from now on; the old one, which is closed, is no longer watched.
+    pub(crate) fn watch(&self, life: Option<BorrowedFd<'_>>) -> Result<()> {
+        let Some(life) = life else { return Ok(()) };
+        Ok(epoll::add(&self.epoll, life, EventData::new_u64(LIFE), EventFlags::RDHUP)?)
+    }
+
     pub(crate) fn wait(&self, timeout: Duration) -> Result<Woken> {
         let timeout = Timespec { tv_sec: timeout.as_secs() as i64, tv_nsec: i64::from(timeout.subsec_nanos()) };
         let mut events = [epoll::Event { flags: EventFlags::empty(), data: EventData::new_u64(CALL) }; 2];

@@ -108,6 +108,11 @@ pub trait Transport: Send {
     /// Stops the queues and answers, for each, where in the available ring the device stood; nothing if it does not say.
     fn stop(&mut self) -> Result<Vec<u16>>;
 
+    /// Goes on with the device at the other end of another connection; [`Transport::start`] follows.
+    fn reconnect(&mut self, _connection: Connection) -> Result<()> {
+        Err(Error::Protocol("this transport has no connection to lose".into()))
+    }
+
     /// Resets the device. False if it has no such request.
     fn reset(&mut self) -> Result<bool>;
 

@@ -1,6 +1,6 @@
 //! The vhost-user front-end: what QEMU does between a socket and a guest.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use vhost::vhost_user::message::{
@@ -39,35 +39,75 @@ pub struct VhostUser {
     /// Guest addresses of the regions that the device was given one by one: it keeps them when it is stopped.
     given: Vec<u64>,
     front_end: Option<FrontEnd>,
+    /// Protocol features to use where the device has them.
+    wanted: Protocol,
+    /// Memory that is kept for the device, and how it described that.
+    inflight: Option<(OwnedFd, Vec<u8>)>,
+}
+
+/// Body of GET_INFLIGHT_FD: nothing is known of sizes yet.
+fn inflight(queues: usize, queue_size: u16) -> Vec<u8> {
+    let mut body = vec![0; 16];
+    body.extend((queues as u16).to_ne_bytes());
+    body.extend(queue_size.to_ne_bytes());
+    body
 }
 
 impl VhostUser {
     /// Negotiates as far as QEMU does before its guest's driver looks at the device: features and protocol features (less those in
     /// `Options::without_protocol_features`), queue number, ownership, the DAX window.
-    pub fn new(mut connection: Connection, options: &Options) -> Result<VhostUser> {
-        let wanted = if options.dax { WANTED.union(WINDOW) } else { WANTED };
-        let features = connection.ask_number(FrontendReq::GET_FEATURES)?;
-        let mut protocol = Protocol::empty();
-        if features & feature::PROTOCOL_FEATURES != 0 {
-            let offered = connection.ask_number(FrontendReq::GET_PROTOCOL_FEATURES)?;
-            protocol = Protocol::from_bits_truncate(offered & !options.without_protocol_features).intersection(wanted);
-            connection.send(FrontendReq::SET_PROTOCOL_FEATURES as u32, 0, &protocol.bits().to_ne_bytes(), &[])?;
-            connection.acks = protocol.contains(Protocol::REPLY_ACK);
-        }
-        connection.tell(FrontendReq::SET_OWNER, &[], &[])?;
-        let front_end = match protocol.contains(WINDOW) {
-            true => FrontEnd::connect(&connection, options.whole_pages)?,
-            false => None,
-        };
-        Ok(VhostUser {
+    pub fn new(connection: Connection, options: &Options) -> Result<VhostUser> {
+        let mut wanted = if options.dax { WANTED.union(WINDOW) } else { WANTED };
+        wanted.set(Protocol::INFLIGHT_SHMFD, options.reconnects);
+        let mut ours = VhostUser {
             connection,
-            features,
-            protocol,
+            features: 0,
+            protocol: Protocol::empty(),
             by_bytes: options.config_by_bytes,
             queues: Vec::new(),
             given: Vec::new(),
-            front_end,
-        })
+            front_end: None,
+            wanted: wanted.difference(Protocol::from_bits_truncate(options.without_protocol_features)),
+            inflight: None,
+        };
+        ours.negotiate()?;
+        if ours.protocol.contains(WINDOW) {
+            ours.front_end = FrontEnd::connect(&ours.connection, options.whole_pages)?;
+        }
+        Ok(ours)
+    }
+
+    fn negotiate(&mut self) -> Result<()> {
+        self.features = self.connection.ask_number(FrontendReq::GET_FEATURES)?;
+        self.protocol = Protocol::empty();
+        if self.features & feature::PROTOCOL_FEATURES != 0 {
+            let offered = self.connection.ask_number(FrontendReq::GET_PROTOCOL_FEATURES)?;
+            self.protocol = Protocol::from_bits_truncate(offered).intersection(self.wanted);
+            let request = FrontendReq::SET_PROTOCOL_FEATURES as u32;
+            self.connection.send(request, 0, &self.protocol.bits().to_ne_bytes(), &[])?;
+            self.connection.acks = self.protocol.contains(Protocol::REPLY_ACK);
+        }
+        self.connection.tell(FrontendReq::SET_OWNER, &[], &[])
+    }
+
+    /// Takes memory for what is in flight, if the device wants that, and shows what it was given before.
+    fn set_inflight(&mut self, queues: &[Queue]) -> Result<()> {
+        if !self.has(Protocol::INFLIGHT_SHMFD) {
+            return Ok(());
+        }
+        let (fd, body) = match self.inflight.take() {
+            Some(known) => known,
+            None => {
+                let size = queues.iter().map(|queue| queue.size).max().unwrap_or(0);
+                let count = queues.iter().map(|queue| usize::from(queue.index) + 1).max().unwrap_or(0);
+                let mut reply = self.connection.ask(FrontendReq::GET_INFLIGHT_FD, &inflight(count, size), &[])?;
+                let fd = reply.fds.pop().ok_or_else(|| Error::Protocol("GET_INFLIGHT_FD brings nothing".into()))?;
+                (fd, reply.payload)
+            }
+        };
+        self.connection.tell(FrontendReq::SET_INFLIGHT_FD, &body, &[fd.as_fd()])?;
+        self.inflight = Some((fd, body));
+        Ok(())
     }
 
     /// The protocol features in use.
@@ -182,6 +222,7 @@ impl Transport for VhostUser {
             self.set_mem_table(&regions)?;
         }
         self.queues = queues.iter().map(|queue| queue.index).collect();
+        self.set_inflight(queues)?;
         for queue in queues {
             let host = |address| to_host(&regions, address);
             let address = VhostUserVringAddr::new(
@@ -234,6 +275,13 @@ impl Transport for VhostUser {
             number.ok_or_else(|| Error::Protocol(format!("the device answers GET_VRING_BASE with {:?}", reply.payload)))
         };
         queues.iter().map(base).collect()
+    }
+
+    fn reconnect(&mut self, connection: Connection) -> Result<()> {
+        self.connection = connection;
+        self.given.clear();
+        self.queues.clear();
+        self.negotiate()
     }
 
     fn reset(&mut self) -> Result<bool> {

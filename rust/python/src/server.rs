@@ -50,7 +50,7 @@ impl Drop for Daemon {
 #[pymethods]
 impl Daemon {
     #[new]
-    #[pyo3(signature = (fs, fd, *, tag, request_queues, once, slow_threads, want, dax_window, dax_barrier, follow=None))]
+    #[pyo3(signature = (fs, fd, *, tag, request_queues, once, reconnect, slow_threads, want, dax_window, dax_barrier, follow=None))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         py: Python<'_>,
@@ -59,6 +59,7 @@ impl Daemon {
         tag: &str,
         request_queues: u16,
         once: bool,
+        reconnect: f64,
         slow_threads: usize,
         want: u64,
         dax_window: u64,
@@ -76,7 +77,9 @@ impl Daemon {
                 Some(WindowSettings { size, mappings, barrier: dax_barrier, patience: PATIENCE })
             }
         };
-        let config = Config { identity, once, slow_threads, window };
+        let reconnect =
+            Duration::try_from_secs_f64(reconnect).map_err(|error| PyValueError::new_err(error.to_string()))?;
+        let config = Config { identity, once, slow_threads, window, reconnect };
         let notices = follow.map(|versions| versions.notices()).transpose()?;
         let served = fs.open(py, Limits { want, ..Limits::default() })?;
         let made = py.detach(|| Native::new(Arc::clone(&served.server), Source::from_fd(fd)?, config));

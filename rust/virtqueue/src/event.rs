@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, epoll, eventfd, poll};
 use rustix::fs::{FileType, OFlags, fcntl_getfl, fcntl_setfl, fstat};
 use rustix::io::Errno;
 
@@ -14,26 +14,43 @@ use rustix::io::Errno;
 pub struct Event {
     fd: OwnedFd,
     pipe: bool,
+    /// Writing to it may wait, if it is full.
+    waits: bool,
 }
 
 impl Event {
     /// An eventfd of our own.
     pub fn new() -> io::Result<Event> {
-        Ok(Event { fd: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?, pipe: false })
+        Ok(Event { fd: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?, pipe: false, waits: false })
     }
 
-    /// A descriptor that a front end sent. A pipe is made non-blocking: nobody may be there to empty it.
+    /// A descriptor that a front end sent. A pipe is made non-blocking: nobody may be there to empty it. An eventfd is left as it is, since
+    /// the front end may rely on that.
     pub fn from_fd(fd: OwnedFd) -> io::Result<Event> {
-        let pipe = FileType::from_raw_mode(fstat(&fd)?.st_mode) == FileType::Fifo;
-        if pipe {
-            fcntl_setfl(&fd, fcntl_getfl(&fd)? | OFlags::NONBLOCK)?;
+        let kind = FileType::from_raw_mode(fstat(&fd)?.st_mode);
+        // An eventfd is of no type. A file may be on a file system that never answers.
+        if !matches!(kind, FileType::Fifo | FileType::Socket | FileType::Unknown) {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is neither an eventfd, a pipe nor a socket"));
         }
-        Ok(Event { fd, pipe })
+        let (pipe, flags) = (kind == FileType::Fifo, fcntl_getfl(&fd)?);
+        if pipe {
+            fcntl_setfl(&fd, flags | OFlags::NONBLOCK)?;
+        }
+        Ok(Event { fd, pipe, waits: !pipe && !flags.contains(OFlags::NONBLOCK) })
     }
 
-    /// Wakes the other side. That it is gone, or has not emptied its pipe, is not our concern.
+    /// Wakes the other side. That it is gone, or has not looked at what it was woken by for long, is not our concern, and we do not wait for it.
     pub fn signal(&self) {
+        if self.waits && !self.has_room() {
+            return;
+        }
         let _ = rustix::io::write(&self.fd, &1u64.to_ne_bytes());
+    }
+
+    fn has_room(&self) -> bool {
+        let mut fds = [PollFd::new(&self.fd, PollFlags::OUT)];
+        matches!(poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })), Ok(1..))
+            && fds[0].revents().contains(PollFlags::OUT)
     }
 
     /// Makes room for what is still to be signalled, where that is watched by its edges: a pipe fills up, an eventfd does not.
@@ -146,6 +163,22 @@ mod tests {
         let call = Event::from_fd(into).unwrap();
         for _ in 0..100_000 {
             call.signal();
+        }
+    }
+
+    #[test]
+    fn an_eventfd_that_is_full_does_not_block_the_device_and_a_file_is_none() {
+        let fd = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+        rustix::io::write(&fd, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+        let call = Event::from_fd(fd.try_clone().unwrap()).unwrap();
+        call.signal();
+        call.drain();
+        call.signal();
+        let mut count = [0; 8];
+        rustix::io::read(&fd, &mut count).unwrap();
+        assert_eq!(u64::from_ne_bytes(count), 1);
+        for path in ["/", "/dev/null", "/proc/self/exe"] {
+            assert!(Event::from_fd(std::fs::File::open(path).unwrap().into()).is_err(), "{path}");
         }
     }
 }

@@ -9,11 +9,13 @@ mod access;
 mod chain;
 mod descriptors;
 mod event;
+mod inflight;
 mod memory;
 mod ring;
 
 pub use access::{Keep, PAGE, Piece};
 pub use chain::Chain;
 pub use event::{Event, Waiter, Wake};
+pub use inflight::{Area, Inflight};
 pub use memory::{Memory, MemoryError, Region, Remote, SharedMemory};
-pub use ring::{Available, Popped, RingConfig, RingError, Used, split};
+pub use ring::{Available, Popped, RingConfig, RingError, Used, split, used_index};

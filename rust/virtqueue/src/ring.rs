@@ -12,7 +12,7 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::descriptors::resolve;
-use crate::{Chain, Memory};
+use crate::{Chain, Inflight, Memory};
 
 /// Why a ring cannot be served. The device stays up; the driver must reset the queue.
 #[derive(Debug, thiserror::Error)]
@@ -54,9 +54,14 @@ pub fn split(config: RingConfig, memory: &Memory) -> Result<(Available, Used), R
     used.set_next_used(next_used);
     let [available, used] = halves;
     Ok((
-        Available { queue: available, again: Vec::new() },
-        Used { queue: used, avail_flags: GuestAddress(config.avail) },
+        Available { queue: available, again: Vec::new(), last: None, inflight: None },
+        Used { queue: used, avail_flags: GuestAddress(config.avail), inflight: None },
     ))
+}
+
+/// The index of a ring behind all that was given back to its driver so far.
+pub fn used_index(config: RingConfig, memory: &Memory) -> Result<u16, RingError> {
+    Ok(queue(config, memory)?.used_idx(memory.map(), Ordering::Acquire)?.0)
 }
 
 fn queue(config: RingConfig, memory: &Memory) -> Result<Queue, RingError> {
@@ -94,8 +99,11 @@ pub enum Popped {
 #[derive(Debug)]
 pub struct Available {
     queue: Queue,
-    /// Chains that were taken before and are to be taken once more.
+    /// Chains that were taken before and are to be taken once more, the first of them at the end.
     again: Vec<u16>,
+    /// What was popped last, and whether that was for the first time.
+    last: Option<(u16, bool)>,
+    inflight: Option<Inflight>,
 }
 
 impl Available {
@@ -105,10 +113,18 @@ impl Available {
             return Ok(Popped::Nothing);
         }
         let head = match self.again.pop() {
-            Some(head) => head,
+            Some(head) => {
+                self.last = Some((head, false));
+                head
+            }
             None => {
                 let taken = self.queue.pop_descriptor_chain(memory.map());
-                taken.ok_or(virtio_queue::Error::InvalidAvailRingIndex)?.head_index()
+                let head = taken.ok_or(virtio_queue::Error::InvalidAvailRingIndex)?.head_index();
+                if let Some(inflight) = &mut self.inflight {
+                    inflight.take(head);
+                }
+                self.last = Some((head, true));
+                head
             }
         };
         chain.restart(head, memory);
@@ -120,17 +136,34 @@ impl Available {
 
     /// Takes back the last [`Available::pop`]: the request comes again.
     pub fn put_back(&mut self) {
-        self.queue.set_next_avail(self.queue.next_avail().wrapping_sub(1));
+        match self.last.take() {
+            Some((head, false)) => self.again.push(head),
+            Some((head, true)) => {
+                self.queue.set_next_avail(self.queue.next_avail().wrapping_sub(1));
+                if let Some(inflight) = &self.inflight {
+                    inflight.put_back(head);
+                }
+            }
+            None => {}
+        }
     }
 
-    /// Chains that begin at these descriptors come before the next of the ring: they were taken from it, and never completed.
-    pub fn take_again(&mut self, heads: Vec<u16>) {
+    /// Chains that begin at these descriptors come before the next of the ring, in this order: they were taken from it, and never completed.
+    pub fn take_again(&mut self, mut heads: Vec<u16>) {
+        heads.reverse();
         self.again = heads;
     }
 
     /// Those of them that did not come yet.
     pub fn into_untaken(self) -> Vec<u16> {
-        self.again
+        let mut heads = self.again;
+        heads.reverse();
+        heads
+    }
+
+    /// Notes there from now on what is taken.
+    pub fn note_in(&mut self, inflight: Option<Inflight>) {
+        self.inflight = inflight;
     }
 
     /// Whether a request waits. An index that claims more requests than the ring has entries is a broken ring.
@@ -172,6 +205,7 @@ impl Available {
 pub struct Used {
     queue: Queue,
     avail_flags: GuestAddress,
+    inflight: Option<Inflight>,
 }
 
 /// `VRING_AVAIL_F_NO_INTERRUPT`.
@@ -184,12 +218,28 @@ impl Used {
         if memory.tracks() {
             self.mark_reply(memory, head, len);
         }
+        if let Some(inflight) = &self.inflight {
+            inflight.completing(head);
+        }
         match self.queue.add_used(memory.map(), head, len) {
-            Ok(()) => memory.mark(self.queue.used_ring(), used_ring_size(self.queue.size())),
+            Ok(()) => {
+                if let Some(inflight) = &self.inflight {
+                    inflight.completed(head, self.queue.next_used());
+                }
+                memory.mark(self.queue.used_ring(), used_ring_size(self.queue.size()));
+            }
             Err(virtio_queue::Error::InvalidDescriptorIndex) => {}
             Err(error) => return Err(error.into()),
         }
         Ok(())
+    }
+
+    /// Notes there from now on what was given back.
+    pub fn note_in(&mut self, inflight: Option<Inflight>) {
+        if let Some(inflight) = &inflight {
+            inflight.stands_at(self.queue.next_used());
+        }
+        self.inflight = inflight;
     }
 
     /// Notes where the reply lies that was just written: the descriptors still say it, and are the driver's again in a moment.
@@ -198,6 +248,11 @@ impl Used {
         chain.restart(head, memory);
         resolve(memory, self.queue.desc_table(), self.queue.size(), head, &mut chain);
         chain.mark_written(len as usize);
+    }
+
+    /// Entries of the ring.
+    pub fn size(&self) -> u16 {
+        self.queue.size()
     }
 
     /// Whether the driver wants an interrupt for what was completed since the last call.

@@ -4,19 +4,23 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendFlags, recvmsg, sendmsg,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    recvmsg, sendmsg,
 };
 use virtiofs_virtqueue::Event;
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
 /// Bytes of the longest message body taken; `vhost::vhost_user::message::MAX_MSG_SIZE` of the crate.
 const BODY_MAX: usize = vhost::vhost_user::message::MAX_MSG_SIZE;
-/// Descriptors taken with one message; the kernel sends no more (`SCM_MAX_FD`).
+/// Descriptors taken with one message; the kernel sends no more at once (`SCM_MAX_FD`).
 const FDS_MAX: usize = 253;
+/// How long a VMM that is in the middle of a message, or has said nothing yet, may keep another one waiting.
+const GRACE: Duration = Duration::from_secs(2);
 
 pub(super) const VERSION: u32 = 1;
 const VERSION_MASK: u32 = 3;
@@ -50,13 +54,38 @@ fn broken(what: impl Into<String>) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what.into())
 }
 
-/// Waits until `fd` is readable (or hung up), or answers false when `stop` is signalled first.
-pub(super) fn ready(fd: BorrowedFd<'_>, stop: &Event) -> io::Result<bool> {
+/// What ended a wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ready {
+    /// There is something to read, or nobody any more to write it.
+    Readable,
+    /// Somebody stands at the door.
+    Knock,
+    /// We are to stop.
+    Stopped,
+    /// The time is over.
+    Late,
+}
+
+/// Waits until `fd` is readable (or hung up), `stop` is signalled, somebody knocks at `door`, or `until` is over.
+pub(super) fn ready(
+    fd: BorrowedFd<'_>,
+    stop: &Event,
+    door: Option<BorrowedFd<'_>>,
+    until: Option<Instant>,
+) -> io::Result<Ready> {
     loop {
-        let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::IN), PollFd::new(stop, PollFlags::IN)];
-        match poll(&mut fds, None) {
-            Ok(_) if !fds[1].revents().is_empty() => return Ok(false),
-            Ok(_) => return Ok(true),
+        let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+        let left = left.map(|left| Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) });
+        let [fd, stop] = [PollFd::from_borrowed_fd(fd, PollFlags::IN), PollFd::new(stop, PollFlags::IN)];
+        // Without a door, a second look at the same descriptor.
+        let door = door.map_or(fd.clone(), |door| PollFd::from_borrowed_fd(door, PollFlags::IN));
+        let mut fds = [fd, stop, door];
+        match poll(&mut fds, left.as_ref()) {
+            Ok(_) if !fds[1].revents().is_empty() => return Ok(Ready::Stopped),
+            Ok(_) if !fds[0].revents().is_empty() => return Ok(Ready::Readable),
+            Ok(0) => return Ok(Ready::Late),
+            Ok(_) => return Ok(Ready::Knock),
             Err(Errno::INTR) => {}
             Err(errno) => return Err(errno.into()),
         }
@@ -67,22 +96,42 @@ pub(super) fn ready(fd: BorrowedFd<'_>, stop: &Event) -> io::Result<bool> {
 #[derive(Debug)]
 pub(super) struct Connection {
     stream: UnixStream,
+    /// Where others wait for their turn.
+    door: Option<OwnedFd>,
+    /// Until when the VMM has to be done with a message, since another one waits.
+    due: Option<Instant>,
+    /// It has said something.
+    greeted: bool,
+}
+
+/// What came of waiting for a message.
+#[derive(Debug)]
+pub(super) enum Next {
+    Message(Received),
+    /// The VMM hung up, or we are to stop.
+    Gone,
+    /// The time for it is over.
+    Late,
 }
 
 impl Connection {
-    pub(super) fn new(stream: UnixStream) -> io::Result<Connection> {
+    /// Over a stream. A VMM that says half a message and nothing more loses its turn once somebody knocks at `door`.
+    pub(super) fn new(stream: UnixStream, door: Option<OwnedFd>) -> io::Result<Connection> {
         // Half a message must not keep us from stopping: each read waits in `ready`.
         stream.set_nonblocking(true)?;
-        Ok(Connection { stream })
+        Ok(Connection { stream, door, due: None, greeted: false })
     }
 
-    /// The next message, or `None` when the VMM hung up or `stop` was signalled.
-    pub(super) fn receive(&mut self, stop: &Event) -> io::Result<Option<Received>> {
+    /// The next message, if one begins before `until`.
+    pub(super) fn receive(&mut self, stop: &Event, until: Option<Instant>) -> io::Result<Next> {
+        if until.is_some() && ready(self.stream.as_fd(), stop, None, until)? == Ready::Late {
+            return Ok(Next::Late);
+        }
         let mut header = Header::new_zeroed();
         let mut fds = Vec::new();
-        match self.fill(header.as_mut_bytes(), &mut fds, stop)? {
+        match self.fill(header.as_mut_bytes(), &mut fds, stop, !self.greeted)? {
             Filled::All => {}
-            Filled::Nothing => return Ok(None),
+            Filled::Nothing => return Ok(Next::Gone),
             Filled::Some => return Err(broken("the VMM hung up in the middle of a message")),
         }
         if header.flags & VERSION_MASK != VERSION {
@@ -91,22 +140,40 @@ impl Connection {
                 header.request, header.flags
             )));
         }
+        if header.flags & REPLY != 0 {
+            return Err(broken(format!("a reply to message {}, which nobody sent", header.request)));
+        }
         let size = header.size as usize;
         if size > BODY_MAX {
             return Err(broken(format!("message {} claims {size} bytes", header.request)));
         }
         let mut body = vec![0; size];
-        match self.fill(&mut body, &mut fds, stop)? {
+        match self.fill(&mut body, &mut fds, stop, true)? {
             Filled::All => {}
             _ => return Err(broken(format!("the VMM hung up in the middle of message {}", header.request))),
         }
-        Ok(Some(Received { request: header.request, need_reply: header.flags & NEED_REPLY != 0, body, fds }))
+        (self.greeted, self.due) = (true, None);
+        Ok(Next::Message(Received { request: header.request, need_reply: header.flags & NEED_REPLY != 0, body, fds }))
     }
 
-    fn fill(&mut self, buf: &mut [u8], fds: &mut Vec<OwnedFd>, stop: &Event) -> io::Result<Filled> {
+    /// Waits for more bytes, which are owed where a message has begun. Answers false when we are to stop.
+    fn wait(&mut self, stop: &Event, owed: bool) -> io::Result<bool> {
+        loop {
+            let due = self.due.filter(|_| owed);
+            let door = self.door.as_ref().filter(|_| owed && due.is_none());
+            match ready(self.stream.as_fd(), stop, door.map(OwnedFd::as_fd), due)? {
+                Ready::Readable => return Ok(true),
+                Ready::Stopped => return Ok(false),
+                Ready::Knock => self.due = Some(Instant::now() + GRACE),
+                Ready::Late => return Err(broken("it does not finish its message, and another VMM waits")),
+            }
+        }
+    }
+
+    fn fill(&mut self, buf: &mut [u8], fds: &mut Vec<OwnedFd>, stop: &Event, owed: bool) -> io::Result<Filled> {
         let mut done = 0;
         while let Some(rest) = buf.get_mut(done..).filter(|rest| !rest.is_empty()) {
-            if !ready(self.stream.as_fd(), stop)? {
+            if !self.wait(stop, owed || done > 0)? {
                 return Ok(Filled::Nothing);
             }
             let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
@@ -116,6 +183,9 @@ impl Connection {
                 if let RecvAncillaryMessage::ScmRights(rights) = message {
                     fds.extend(rights);
                 }
+            }
+            if fds.len() > FDS_MAX {
+                return Err(broken(format!("a message with more than {FDS_MAX} descriptors")));
             }
             match received {
                 Ok(message) if message.bytes == 0 => {
@@ -132,11 +202,16 @@ impl Connection {
     }
 
     /// Answers a request.
-    pub(super) fn reply(&mut self, request: u32, body: &[u8]) -> io::Result<()> {
+    pub(super) fn reply(&mut self, request: u32, body: &[u8], fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
         let header = Header { request, flags: VERSION | REPLY, size: body.len() as u32 };
         let whole = [header.as_bytes(), body].concat();
-        let sent =
-            sendmsg(&self.stream, &[IoSlice::new(&whole)], &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL)?;
+        let fds: Vec<_> = fd.into_iter().collect();
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        if !fds.is_empty() {
+            ancillary.push(SendAncillaryMessage::ScmRights(&fds));
+        }
+        let sent = sendmsg(&self.stream, &[IoSlice::new(&whole)], &mut ancillary, SendFlags::NOSIGNAL)?;
         // Replies are short; a socket that has no room for one belongs to a VMM that reads none.
         if sent == whole.len() { Ok(()) } else { Err(broken("the VMM does not read its replies")) }
     }

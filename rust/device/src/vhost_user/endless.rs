@@ -28,7 +28,7 @@ use virtiofs_fuse::wire::{
 use virtiofs_virtqueue::Event;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::connection::ready;
+use super::connection::{Ready, ready};
 
 /// The minor version that brought `max_stack_depth` and backing files.
 const MINOR: u32 = 40;
@@ -134,7 +134,7 @@ impl Drop for Endless {
 impl Shared {
     fn run(&self, begun: &Sender<()>) {
         let mut request = vec![0; REQUEST_MAX];
-        while let Ok(true) = ready(self.device.as_fd(), &self.stop) {
+        while let Ok(Ready::Readable) = ready(self.device.as_fd(), &self.stop, None, None) {
             match rustix::io::read(&self.device, &mut request) {
                 Ok(len) => {
                     let Ok((header, body)) = InHeader::read_from_prefix(request.get(..len).unwrap_or(&[])) else {

@@ -2,19 +2,21 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures};
 use virtiofs_fuse::Server;
-use virtiofs_virtqueue::{Event, Memory, Region, Remote, SharedMemory};
-use zerocopy::{FromBytes, IntoBytes};
+use virtiofs_virtqueue::{Area, Event, Memory, Region, Remote, SharedMemory};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::connection::{Connection, Received};
+use super::away::Away;
+use super::connection::{Connection, Next, Received};
 use super::shmem::Shmem;
 use super::vring::{Addresses, Vring};
 use crate::Identity;
-use crate::identity::CONFIG_SIZE;
+use crate::identity::{CONFIG_SIZE, QUEUE_SIZE_MAX};
 use crate::notices::Notices;
 use crate::pool::Pool;
 use crate::worker::Surroundings;
@@ -24,11 +26,13 @@ const PROTOCOL_FEATURES_BIT: u64 = 1 << 30;
 /// Regions of memory that a VMM may add. QEMU offers its guest that many slots for hotplug.
 const MEMORY_SLOTS: u64 = 509;
 
-/// Regions are given one by one, or there is a DAX window: QEMU 11.1 crashes at a reset of a device that has both, and live mappings.
-fn protocol_features(window: bool) -> VhostUserProtocolFeatures {
+/// Regions are given one by one, or there is a DAX window: QEMU 11.1 crashes at a reset of a device that has both, and live mappings. What
+/// is mapped in a window goes with its VMM, so a session with one does not wait for that to come back.
+fn protocol_features(window: bool, keeps: bool) -> VhostUserProtocolFeatures {
     let all = VhostUserProtocolFeatures::MQ | VhostUserProtocolFeatures::REPLY_ACK | VhostUserProtocolFeatures::CONFIG;
+    let kept = if keeps { VhostUserProtocolFeatures::INFLIGHT_SHMFD } else { VhostUserProtocolFeatures::empty() };
     match window {
-        false => all | VhostUserProtocolFeatures::RESET_DEVICE | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS,
+        false => all | kept | VhostUserProtocolFeatures::RESET_DEVICE | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS,
         true => {
             all | VhostUserProtocolFeatures::BACKEND_REQ
                 | VhostUserProtocolFeatures::BACKEND_SEND_FD
@@ -45,6 +49,8 @@ enum Answer {
     Value(u64),
     /// Its own reply, of another form.
     Bytes(Vec<u8>),
+    /// Its own reply, and the memory that goes along.
+    Area(Vec<u8>, Arc<Area>),
 }
 
 /// Why a request is refused: the VMM is told if it asked to be, and the connection goes on.
@@ -59,6 +65,23 @@ pub(super) struct Session {
     features: u64,
     protocol_features: u64,
     window: Option<Arc<Shmem>>,
+    /// Sessions outlive their connection for so long; not at all if that is nothing.
+    patience: Duration,
+    /// Where requests in flight are noted: what the VMM was given, and what it has set up.
+    area: Option<Arc<Area>>,
+    given: Option<Arc<Area>>,
+    /// What is kept of a VMM that went away, as long as this one may be the same.
+    away: Option<Away>,
+}
+
+/// Body of GET_INFLIGHT_FD, its reply, and SET_INFLIGHT_FD.
+#[derive(FromBytes, IntoBytes, Immutable)]
+#[repr(C)]
+struct InflightBody {
+    size: [u32; 2],
+    offset: [u32; 2],
+    queues: u16,
+    queue_size: u16,
 }
 
 /// What the connection is ended for: the message has no honest meaning, or its reply cannot be given.
@@ -73,15 +96,36 @@ impl Session {
         pool: Arc<Pool>,
         window: Option<Arc<Shmem>>,
         notices: Option<Arc<Notices>>,
+        patience: Duration,
+        away: Option<Away>,
     ) -> Session {
         let with = Surroundings { memory: Arc::new(SharedMemory::default()), server, pool, workers: None, notices };
         let vrings = (0..identity.most_queues()).map(|_| Vring::default()).collect();
-        Session { identity: identity.clone(), with, vrings, features: 0, protocol_features: 0, window }
+        Session {
+            identity: identity.clone(),
+            with,
+            vrings,
+            features: 0,
+            protocol_features: 0,
+            window,
+            patience,
+            area: None,
+            given: None,
+            away,
+        }
     }
 
     /// Answers the VMM's requests until it hangs up or `stop` is signalled.
     pub(super) fn run(&mut self, connection: &mut Connection, stop: &Event) -> io::Result<()> {
-        while let Some(message) = connection.receive(stop)? {
+        loop {
+            let message = match connection.receive(stop, self.away.as_ref().map(Away::until))? {
+                Next::Message(message) => message,
+                Next::Gone => return Ok(()),
+                Next::Late => {
+                    self.give_up("it did not come back in time");
+                    continue;
+                }
+            };
             let (number, need_reply) = (message.request, message.need_reply);
             let Ok(request) = FrontendReq::try_from(number) else {
                 return Err(hopeless(format!("message {number} is not in the vhost-user protocol")));
@@ -91,24 +135,24 @@ impl Session {
             // Only now: User-Mode Linux wants an acknowledgement of the very message that agrees on them.
             let acknowledge = need_reply && self.has(VhostUserProtocolFeatures::REPLY_ACK);
             match answer {
-                Ok(Answer::Value(value)) => connection.reply(number, value.as_bytes())?,
-                Ok(Answer::Bytes(bytes)) => connection.reply(number, &bytes)?,
-                Ok(Answer::Done) if acknowledge => connection.reply(number, 0u64.as_bytes())?,
+                Ok(Answer::Value(value)) => connection.reply(number, value.as_bytes(), None)?,
+                Ok(Answer::Bytes(bytes)) => connection.reply(number, &bytes, None)?,
+                Ok(Answer::Area(bytes, area)) => connection.reply(number, &bytes, Some(area.as_fd()))?,
+                Ok(Answer::Done) if acknowledge => connection.reply(number, 0u64.as_bytes(), None)?,
                 Ok(Answer::Done) => {}
                 Err(reason) if has_reply(request) => return Err(hopeless(format!("{request:?}: {reason}"))),
                 Err(reason) => {
                     tracing::warn!(?request, %reason, "the VMM asks for what cannot be");
                     if acknowledge {
-                        connection.reply(number, 1u64.as_bytes())?;
+                        connection.reply(number, 1u64.as_bytes(), None)?;
                     }
                 }
             }
         }
-        Ok(())
     }
 
     fn protocol_features(&self) -> u64 {
-        protocol_features(self.window.is_some()).bits()
+        protocol_features(self.window.is_some(), !self.patience.is_zero()).bits()
     }
 
     fn has(&self, feature: VhostUserProtocolFeatures) -> bool {
@@ -185,6 +229,8 @@ impl Session {
                 }
                 self.vring(index)?.set_enabled(enable != 0);
             }
+            FrontendReq::GET_INFLIGHT_FD => return self.get_inflight(take(body)?),
+            FrontendReq::SET_INFLIGHT_FD => self.set_inflight(take(body)?, message.fds)?,
             _ => return Err("this was not offered".into()),
         }
         self.start()?;
@@ -193,12 +239,90 @@ impl Session {
 
     /// Starts each queue that has become complete.
     fn start(&mut self) -> Result<(), Refused> {
+        if self.vrings.iter().any(Vring::is_complete) {
+            self.give_up("another one starts");
+        }
         for (index, vring) in self.vrings.iter_mut().enumerate() {
             vring
-                .start(index, self.features, &self.with)
+                .start(index, self.features, self.area.as_ref(), &self.with)
                 .map_err(|error| format!("queue {index} cannot start: {error}"))?;
         }
         Ok(())
+    }
+
+    /// The VMM that went away will not come back.
+    fn give_up(&mut self, why: &str) {
+        if let Some(away) = self.away.take() {
+            away.end(&self.with.server, why);
+        }
+    }
+
+    /// Who asks for new memory has none of an earlier life.
+    fn get_inflight(&mut self, asked: InflightBody) -> Result<Answer, Refused> {
+        self.must_have_inflight()?;
+        let InflightBody { queues, queue_size, .. } = asked;
+        if usize::from(queues) > self.vrings.len() || queues == 0 || queue_size == 0 || queue_size > QUEUE_SIZE_MAX {
+            return Err(format!("no device here has {queues} queues of {queue_size} entries"));
+        }
+        self.give_up("another one begins");
+        let area = Arc::new(Area::new(queues, queue_size).map_err(|error| error.to_string())?);
+        self.given = Some(Arc::clone(&area));
+        let size = area.size();
+        let body = InflightBody { size: [size as u32, (size >> 32) as u32], offset: [0; 2], ..asked };
+        Ok(Answer::Area(body.as_bytes().to_vec(), area))
+    }
+
+    fn set_inflight(&mut self, described: InflightBody, fds: Vec<OwnedFd>) -> Result<(), Refused> {
+        self.must_have_inflight()?;
+        let file = File::from(one(fds)?);
+        if self.area.as_ref().is_some_and(|area| area.is(&file)) {
+            return Ok(());
+        }
+        if self.vrings.iter().any(Vring::is_in_use) {
+            return Err("queues run already".into());
+        }
+        if let Some(given) = self.given.take_if(|given| given.is(&file)) {
+            self.area = Some(given);
+            return Ok(());
+        }
+        if let Some(away) = self.away.take_if(|away| away.area().is(&file)) {
+            tracing::info!("the VMM is back, and its session goes on");
+            let (area, vrings) = away.into_parts();
+            self.area = Some(area);
+            self.vrings.iter_mut().zip(vrings).for_each(|(ours, kept)| ours.inherit(kept));
+            return Ok(());
+        }
+        let InflightBody { size, offset, queues, queue_size } = described;
+        let [size, offset] = [size, offset].map(|[low, high]| u64::from(low) | u64::from(high) << 32);
+        if usize::from(queues) > self.vrings.len() || queues == 0 || queue_size == 0 || queue_size > QUEUE_SIZE_MAX {
+            return Err(format!("no device here has {queues} queues of {queue_size} entries"));
+        }
+        let area = Area::of(file, offset, size, queues, queue_size);
+        self.area = Some(Arc::new(area.map_err(|error| format!("the memory of what is in flight: {error}"))?));
+        self.give_up("another one begins");
+        self.vrings.iter_mut().for_each(Vring::expect_left_behind);
+        Ok(())
+    }
+
+    fn must_have_inflight(&self) -> Result<(), Refused> {
+        match self.has(VhostUserProtocolFeatures::INFLIGHT_SHMFD) {
+            true => Ok(()),
+            false => Err("INFLIGHT_SHMFD was not negotiated".into()),
+        }
+    }
+
+    /// The connection is lost. What of this session is to be kept for the VMM to come back: requests in flight are completed, in memory
+    /// that its guest still has. A VMM that has stopped its queues means to go.
+    pub(super) fn leave(&mut self) -> Option<Away> {
+        if self.away.is_some() {
+            return self.away.take();
+        }
+        let begun = self.with.server.negotiated().is_some() && self.vrings.iter().any(Vring::is_in_use);
+        let area = self.area.take().filter(|_| begun && !self.patience.is_zero())?;
+        self.vrings.iter_mut().for_each(Vring::keep);
+        // The memory of a guest that is gone for good is not held on to, but for what waits in it.
+        self.with.memory.store(Memory::default());
+        Some(Away::new(area, std::mem::take(&mut self.vrings), Instant::now() + self.patience))
     }
 
     fn vring(&mut self, index: u32) -> Result<&mut Vring, Refused> {
@@ -233,6 +357,10 @@ impl Session {
         self.vrings.iter().for_each(Vring::abandon);
         self.halt();
         self.vrings = (0..self.identity.most_queues()).map(|_| Vring::default()).collect();
+        if let Some(area) = &self.area {
+            area.clear();
+        }
+        self.give_up("it is reset");
         self.with.server.reset();
     }
 
@@ -240,6 +368,13 @@ impl Session {
     pub(super) fn halt(&mut self) {
         self.halt_window();
         self.vrings.iter_mut().for_each(Vring::halt);
+        let pages = self.with.memory.load().lost();
+        if pages > 0 {
+            tracing::warn!(
+                pages,
+                "the VMM has shortened the memory that it shares: what was missing was taken for zeros"
+            );
+        }
     }
 
     /// A VMM may ask for a byte at a time, or for more than there is: what is not there reads as zeros.

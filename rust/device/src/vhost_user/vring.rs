@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
-use virtiofs_virtqueue::{Event, Memory, RingConfig};
+use virtiofs_virtqueue::{Area, Event, Memory, RingConfig, used_index};
 
 use crate::Call;
 use crate::identity::{EVENT_IDX, QUEUE_SIZE_MAX};
@@ -26,9 +26,53 @@ pub(super) struct Vring {
     base: u16,
     enabled: bool,
     queue: Queue,
+    past: Past,
+}
+
+/// What is known of a queue that was served before, when it starts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Past {
+    /// What the VMM says.
+    #[default]
+    Told,
+    /// The VMM was away; the queue stands here, and knows which of its requests it has not given back.
+    Kept(u16),
+    /// Another device served it, which left behind what it had in flight.
+    LeftBehind,
 }
 
 impl Vring {
+    /// The VMM is gone and may come back: the queue stops, and keeps what it knows.
+    pub(super) fn keep(&mut self) {
+        let running = self.queue.is_running();
+        self.set_kick(None);
+        self.queue.set_call(None);
+        if running {
+            self.past = Past::Kept(self.base);
+        }
+    }
+
+    /// Goes on with what another one kept.
+    pub(super) fn inherit(&mut self, kept: Vring) {
+        self.queue.inherit(kept.queue);
+        (self.base, self.past) = (kept.base, kept.past);
+    }
+
+    /// Another device served this queue before, if the memory of what was in flight says so.
+    pub(super) fn expect_left_behind(&mut self) {
+        self.past = Past::LeftBehind;
+    }
+
+    /// Whether requests may be in flight.
+    pub(super) fn is_in_use(&self) -> bool {
+        self.queue.is_running() || matches!(self.past, Past::Kept(_))
+    }
+
+    /// Whether all is there that it takes to start.
+    pub(super) fn is_complete(&self) -> bool {
+        self.addresses.is_some() && self.enabled && self.size != 0 && self.queue.kick().is_some()
+    }
+
     pub(super) fn set_size(&mut self, size: u32) -> bool {
         match u16::try_from(size) {
             Ok(size) if size.is_power_of_two() && size <= QUEUE_SIZE_MAX && !self.queue.is_running() => {
@@ -75,13 +119,44 @@ impl Vring {
     }
 
     /// Starts the queue if all is there that it needs.
-    pub(super) fn start(&mut self, index: usize, features: u64, with: &Surroundings) -> io::Result<()> {
-        let Some(addresses) = self.addresses else { return Ok(()) };
-        if self.queue.is_running() || !self.enabled || self.size == 0 || self.queue.kick().is_none() {
+    pub(super) fn start(
+        &mut self,
+        index: usize,
+        features: u64,
+        area: Option<&Arc<Area>>,
+        with: &Surroundings,
+    ) -> io::Result<()> {
+        let Some(addresses) = self.addresses.filter(|_| self.is_complete() && !self.queue.is_running()) else {
             return Ok(());
+        };
+        let memory = with.memory.load();
+        let mut ring = self.ring(addresses, features, &memory)?;
+        let inflight = area.and_then(|area| area.queue(index));
+        if let Some(entries) = inflight.as_ref().map(|inflight| inflight.size()).filter(|entries| *entries < self.size)
+        {
+            let text = format!("{} entries, and what is in flight is noted for {entries}", self.size);
+            return Err(io::Error::other(text));
         }
-        let ring = self.ring(addresses, features, &with.memory.load())?;
-        self.queue.start(index, ring, features, with)
+        let used = || used_index(ring, &memory).map_err(io::Error::other);
+        let past = self.past;
+        match (past, &inflight) {
+            // The VMM may have looked at the ring while we were at it, and says where it saw us.
+            (Past::Kept(position), _) if self.queue.accounts_for(position, used()?) => ring.next_avail = position,
+            (Past::LeftBehind, Some(inflight)) => {
+                let used = used()?;
+                let heads = inflight.left_behind(used);
+                tracing::info!(index, requests = heads.len(), "a device before us left requests behind");
+                ring.next_avail = used.wrapping_add(heads.len() as u16);
+                self.queue.take_again(heads);
+            }
+            _ => {}
+        }
+        self.queue.start(index, ring, features, inflight, with)?;
+        self.past = Past::Told;
+        if past != Past::Told {
+            self.queue.interrupt();
+        }
+        Ok(())
     }
 
     fn ring(&self, addresses: Addresses, features: u64, memory: &Memory) -> io::Result<RingConfig> {

@@ -67,7 +67,12 @@ impl Share {
             barrier: true,
             patience: Duration::from_secs(20),
         });
-        let daemon = Daemon::start(server, source, Config { identity, once: false, slow_threads: 2, window }).unwrap();
+        let daemon = Daemon::start(
+            server,
+            source,
+            Config { identity, once: false, slow_threads: 2, window, reconnect: Duration::ZERO },
+        )
+        .unwrap();
         let options = Options { dax: setup.window, init: !setup.no_session, uid: 0, gid: 0, ..Options::default() };
         let guest = Guest::connect(&run.path().join("s"), options).unwrap();
         Share { guest, daemon, mounts, dir, _run: run }
