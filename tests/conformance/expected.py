@@ -22,11 +22,6 @@ DIFFERENCES: Mapping[str, tuple[Difference, ...]] = {
     "fsstress": (),
     "xfstests": (
         *_xfstests(
-            "355",
-            "the server clears the bits with the write; after O_DIRECT Linux shows the old mode until it expires",
-            where="a*",
-        ),
-        *_xfstests(
             "504",
             "the guest lists no lock in /proc/locks that the server has (fuse_setlk of Linux), only its own (--no-flock)",
         ),

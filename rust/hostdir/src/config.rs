@@ -60,8 +60,12 @@ impl Pace {
 
 impl Effects {
     /// The timeouts of a name and of attributes, for an inode with these.
+    ///
+    /// A file's suid and sgid go with a write, and after one Linux asks for size and times and keeps the mode (`fuse_write_update_attr`,
+    /// `fs/fuse/file.c`): so attributes with these bits are never trusted.
     fn timeouts(&self, attr: &Attr) -> [Duration; 2] {
-        let most = [self.entry_ttl, self.attr_ttl];
+        let privileged = attr.mode & libc::S_IFMT == libc::S_IFREG && attr.mode & (libc::S_ISUID | libc::S_ISGID) != 0;
+        let most = [self.entry_ttl, if privileged { Duration::ZERO } else { self.attr_ttl }];
         let Some(pace) = self.pace else { return most };
         let since = |seconds: u64, nanoseconds: u32| {
             i64::try_from(seconds).map_or(Duration::ZERO, |_| Duration::new(seconds, nanoseconds.min(999_999_999)))
@@ -158,5 +162,16 @@ mod tests {
             Effects { pace: None, ..effects.clone() }.timeouts(&Attr { ctime: now, ..Attr::default() }),
             [entry_ttl, attr_ttl]
         );
+    }
+
+    #[test]
+    fn attributes_of_files_with_suid_or_sgid_are_not_trusted() {
+        let (entry_ttl, attr_ttl) = (Duration::from_secs(50), Duration::from_secs(90));
+        let effects = Effects { entry_ttl, attr_ttl, ..Effects::default() };
+        let with = |mode| effects.timeouts(&Attr { mode, ..Attr::default() });
+        assert_eq!(with(libc::S_IFREG | 0o755), [entry_ttl, attr_ttl]);
+        assert_eq!(with(libc::S_IFREG | 0o4755), [entry_ttl, Duration::ZERO]);
+        assert_eq!(with(libc::S_IFREG | 0o2644), [entry_ttl, Duration::ZERO]);
+        assert_eq!(with(libc::S_IFDIR | 0o2755), [entry_ttl, attr_ttl], "of a directory it means something else");
     }
 }
