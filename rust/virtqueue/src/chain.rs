@@ -101,6 +101,14 @@ impl Chain {
         self.lent.clear();
     }
 
+    /// Where `len` bytes at `address` are mapped, if one region holds them.
+    pub(crate) fn mapped(&mut self, address: u64, len: usize) -> Option<*mut u8> {
+        if self.place.host(address).is_none() {
+            self.place = self.memory.place(address)?;
+        }
+        self.place.host(address).filter(|(_, available)| len <= *available).map(|(host, _)| host)
+    }
+
     /// Appends what one descriptor describes. Pieces that are neighbours on the host become one iovec. From the first byte that is not
     /// guest memory on, its side of the chain has no more, and the chain is a [fault](Chain::faulted): what lies before can still tell who
     /// asked, and take the answer.
@@ -254,13 +262,23 @@ impl Chain {
     /// Writes `bytes` at `offset` of the room, or answers false and writes none.
     #[must_use]
     pub fn write(&mut self, offset: usize, bytes: &[u8]) -> bool {
+        let put = |piece: &libc::iovec, bytes: &[u8]| {
+            // SAFETY: as in `read`: the piece lies in a mapping that `self.memory` keeps alive, and was mapped for writing.
+            let to = unsafe { VolatileSlice::new(piece.iov_base.cast(), piece.iov_len) };
+            to.copy_from(bytes);
+        };
+        // Most replies have one piece of memory.
+        if let Some(first) = self.writable.first()
+            && offset.checked_add(bytes.len()).is_some_and(|end| end <= first.iov_len)
+        {
+            put(&part(first, offset, bytes.len()), bytes);
+            return true;
+        }
         let Some(pieces) = self.write_iovecs(offset, bytes.len()) else { return false };
         let mut rest = bytes;
         for piece in pieces {
             let Some((now, later)) = rest.split_at_checked(piece.iov_len) else { return false };
-            // SAFETY: as in `read`: the piece lies in a mapping that `self.memory` keeps alive, and was mapped for writing.
-            let to = unsafe { VolatileSlice::new(piece.iov_base.cast(), piece.iov_len) };
-            to.copy_from(now);
+            put(piece, now);
             rest = later;
         }
         true

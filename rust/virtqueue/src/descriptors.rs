@@ -1,3 +1,6 @@
+// UNSAFETY: tables lie in guest memory, which is read through vm-memory's VolatileSlice at the address where it is mapped.
+#![allow(unsafe_code)]
+
 //! From a chain's first descriptor to its memory.
 //!
 //! The walk is ours: `virtio_queue::DescriptorChain` finds the table's region anew for each descriptor, which for a request of 1 MiB in
@@ -5,14 +8,13 @@
 //! good one. Here a table is resolved once, and what is not a chain is told apart.
 
 use virtio_queue::desc::split::Descriptor;
-use vm_memory::guest_memory::GuestMemoryBackend;
 use vm_memory::{Bytes, GuestAddress, VolatileSlice};
 
 use crate::{Chain, Memory};
 
 /// Descriptors in a table of its own that a driver may use with the smallest of rings.
 const LONGEST: u16 = 1024;
-const DESCRIPTOR: usize = size_of::<Descriptor>();
+pub(crate) const DESCRIPTOR: usize = size_of::<Descriptor>();
 
 /// Descriptors, in the ring or in the memory that an indirect descriptor names.
 struct Table<'a> {
@@ -24,9 +26,12 @@ struct Table<'a> {
 }
 
 impl<'a> Table<'a> {
-    fn new(memory: &'a Memory, address: u64, length: u16) -> Table<'a> {
+    /// A table that lies at `host`, in a mapping of `memory`, if that is known.
+    fn new(memory: &'a Memory, host: Option<*mut u8>, address: u64, length: u16) -> Table<'a> {
         let bytes = usize::from(length) * DESCRIPTOR;
-        let slice = GuestMemoryBackend::get_slice(memory.map(), GuestAddress(address), bytes).ok();
+        // SAFETY: the callers have found `bytes` bytes at `host` in a region of `memory`, which is borrowed for as long as the slice lives;
+        // there is no Rust reference into guest memory.
+        let slice = host.map(|host| unsafe { VolatileSlice::new(host, bytes) });
         Table { memory, address, length, slice }
     }
 
@@ -42,10 +47,18 @@ impl<'a> Table<'a> {
     }
 }
 
-/// Fills `chain` with the memory that the descriptors from `head` on name. False for what is no chain: a loop, an index outside of
-/// its table, a readable descriptor after a writable one, more than 4 GiB, a table within a table (virtio 1.3, 2.7.5 and 2.7.5.3).
-pub(crate) fn resolve(memory: &Memory, table: u64, length: u16, head: u16, chain: &mut Chain) -> bool {
-    fill(Table::new(memory, table, length), head, chain).is_some()
+/// Fills `chain` with the memory that the descriptors from `head` on name, in the table of `length` of them at `address`, which is mapped
+/// at `host` if it is in one piece. False for what is no chain: a loop, an index outside of its table, a readable descriptor after a
+/// writable one, more than 4 GiB, a table within a table (virtio 1.3, 2.7.5 and 2.7.5.3).
+pub(crate) fn resolve(
+    memory: &Memory,
+    host: Option<*mut u8>,
+    address: u64,
+    length: u16,
+    head: u16,
+    chain: &mut Chain,
+) -> bool {
+    fill(Table::new(memory, host, address, length), head, chain).is_some()
 }
 
 fn fill(mut table: Table<'_>, head: u16, chain: &mut Chain) -> Option<()> {
@@ -60,7 +73,9 @@ fn fill(mut table: Table<'_>, head: u16, chain: &mut Chain) -> Option<()> {
             if indirect || !(descriptor.len() as usize).is_multiple_of(DESCRIPTOR) {
                 return None;
             }
-            table = Table::new(table.memory, descriptor.addr().0, length);
+            let address = descriptor.addr().0;
+            let host = chain.mapped(address, descriptor.len() as usize);
+            table = Table::new(table.memory, host, address, length);
             (index, left, indirect) = (0, length.min(longest), true);
             continue;
         }

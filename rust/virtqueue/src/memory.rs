@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
@@ -85,6 +86,8 @@ pub struct Memory {
     /// Before the map: regions are guarded for as long as they are mapped, and no longer.
     pub(crate) holds: Vec<Hold>,
     map: GuestMemoryMmap<()>,
+    /// Of all with the same id the map is the same; 0 has no regions.
+    id: u64,
     spans: Vec<Span>,
     /// New regions note which of their pages are written.
     pub(crate) track: bool,
@@ -140,7 +143,7 @@ impl Memory {
     fn with_hold(&self, region: Arc<GuestRegionMmap<()>>, span: Span, hold: Hold) -> Result<Memory, MemoryError> {
         let Span { guest_address, size, .. } = span;
         let map = self.map.insert_region(region).map_err(|_| MemoryError::Overlap { guest_address, size })?;
-        let mut next = Memory { map, ..self.clone() };
+        let mut next = Memory { map, id: next_id(), ..self.clone() };
         next.spans.push(span);
         next.holds.push(hold);
         Ok(next)
@@ -216,7 +219,7 @@ impl Memory {
     pub fn without(&self, guest_address: u64, size: u64) -> Result<Memory, MemoryError> {
         let unknown = |_| MemoryError::Unknown { guest_address, size };
         let (map, _) = self.map.remove_region(GuestAddress(guest_address), size).map_err(unknown)?;
-        let mut next = Memory { map, ..self.clone() };
+        let mut next = Memory { map, id: next_id(), ..self.clone() };
         next.spans.retain(|span| span.guest_address != guest_address);
         next.holds.retain(|hold| hold.start() != guest_address);
         Ok(next)
@@ -240,6 +243,12 @@ impl Memory {
         self.spans.len()
     }
 
+    /// What changes with the regions: who has found something in memory of the same id finds it in the same place of this.
+    #[inline]
+    pub(crate) fn id(&self) -> u64 {
+        self.id
+    }
+
     pub(crate) fn map(&self) -> &GuestMemoryMmap<()> {
         &self.map
     }
@@ -249,6 +258,11 @@ impl Memory {
         let region = self.map.find_region(GuestAddress(address))?;
         Some(Place { start: region.start_addr().0, size: region.len(), host: region.as_ptr() })
     }
+}
+
+fn next_id() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
 /// Where a region of guest memory is mapped.
@@ -271,10 +285,20 @@ impl Place {
 }
 
 /// Guest memory that may change while the device runs: regions come and go with memory hotplug.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct SharedMemory {
     now: ArcSwap<Memory>,
+    /// Where that lies, by which those tell that nothing has changed who have it already.
+    place: AtomicPtr<Memory>,
     changing: Mutex<()>,
+}
+
+impl Default for SharedMemory {
+    fn default() -> SharedMemory {
+        let now = Arc::<Memory>::default();
+        let place = AtomicPtr::new(Arc::as_ptr(&now).cast_mut());
+        SharedMemory { now: ArcSwap::new(now), place, changing: Mutex::default() }
+    }
 }
 
 impl SharedMemory {
@@ -285,21 +309,31 @@ impl SharedMemory {
 
     /// Memory from now on.
     pub fn store(&self, memory: Memory) {
-        self.now.store(Arc::new(memory));
+        let _one = self.changing.lock();
+        self.put(memory);
+    }
+
+    /// Makes `memory` that of now; whoever calls holds the lock.
+    fn put(&self, memory: Memory) {
+        let memory = Arc::new(memory);
+        let place = Arc::as_ptr(&memory).cast_mut();
+        self.now.store(memory);
+        self.place.store(place, Ordering::Release);
     }
 
     /// Makes other memory of what there is. Of changes by several threads none is lost.
     pub fn change<E>(&self, change: impl FnOnce(&Memory) -> Result<Memory, E>) -> Result<(), E> {
         let _one = self.changing.lock();
-        self.store(change(&self.load())?);
+        self.put(change(&self.load())?);
         Ok(())
     }
 
-    /// Brings `seen` up to date, at the price of one atomic load when nothing changed.
+    /// Brings `seen` up to date, at the price of one atomic load when nothing changed: as long as `seen` is held, nothing else lies
+    /// where it does.
+    #[inline]
     pub fn refresh(&self, seen: &mut Arc<Memory>) {
-        let now = self.now.load();
-        if !Arc::ptr_eq(&now, seen) {
-            *seen = Arc::clone(&now);
+        if !std::ptr::eq(self.place.load(Ordering::Acquire), Arc::as_ptr(seen)) {
+            *seen = self.load();
         }
     }
 }
@@ -354,5 +388,24 @@ pub(crate) mod tests {
         let error = memory.with(short).unwrap_err().to_string();
         assert!(error.contains("0x8000"), "{error}");
         assert!(matches!(memory.without(0x1000, 0x800), Err(MemoryError::Unknown { .. })));
+    }
+
+    #[test]
+    fn whoever_asks_again_has_memory_as_it_is_now() {
+        let shared = SharedMemory::default();
+        let mut seen = shared.load();
+        for regions in 1..4 {
+            shared.refresh(&mut seen);
+            let before = Arc::clone(&seen);
+            shared.refresh(&mut seen);
+            assert!(Arc::ptr_eq(&before, &seen), "nothing has changed");
+            shared.change(|memory| memory.with(region(regions << 16, 0x1000))).unwrap();
+            shared.refresh(&mut seen);
+            assert_eq!((seen.regions(), before.regions()), (regions as usize, regions as usize - 1));
+        }
+        assert!(shared.change(|memory| memory.with(region(1 << 16, 0x1000))).is_err());
+        shared.store(Memory::default());
+        shared.refresh(&mut seen);
+        assert_eq!(seen.regions(), 0);
     }
 }

@@ -1,17 +1,21 @@
+// UNSAFETY: the ring lies in guest memory, which the guest changes at will; no Rust reference into it may exist, so it is reached
+// through pointers. Each access is atomic and inside of the ring.
+#![allow(unsafe_code)]
+
 //! A split virtqueue in two halves: one takes work, one completes it.
 //!
-//! Both halves run rust-vmm's `virtio_queue::Queue` over the same ring. The first uses only its available side, the second only
-//! its used side, so that the thread that takes requests needs no lock, and completions may come from any thread that holds one
-//! on the other half.
+//! Both halves lie over the same ring. The first has only its available side, the second only its used side, so that the thread that
+//! takes requests needs no lock, and completions may come from any thread that holds one on the other half.
+//!
+//! rust-vmm's `virtio_queue::Queue` finds the region of the ring anew for each access: six times for a request, a quarter of the
+//! instructions of a short one. Here it is found once for each table of memory.
 
-use std::num::Wrapping;
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::{AtomicU16, AtomicU32, Ordering, fence};
 
-use virtio_queue::{Queue, QueueT};
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
-use crate::descriptors::resolve;
+use crate::descriptors::{DESCRIPTOR, resolve};
 use crate::{Chain, Inflight, Memory};
 
 /// Why a ring cannot be served. The device stays up; the driver must reset the queue.
@@ -24,8 +28,10 @@ pub enum RingError {
         "descriptor table {desc:#x}, available ring {avail:#x}, used ring {used:#x}: outside of guest memory or misaligned"
     )]
     Place { desc: u64, avail: u64, used: u64 },
+    #[error("the ring itself is broken: {waiting} requests wait in {size} entries")]
+    Index { waiting: u16, size: u16 },
     #[error("the ring itself is broken: {0}")]
-    Broken(#[from] virtio_queue::Error),
+    Memory(#[from] GuestMemoryError),
 }
 
 /// Where a ring lies, by guest physical addresses, and how it is to be run.
@@ -45,40 +51,186 @@ pub struct RingConfig {
     pub event_idx: bool,
 }
 
+/// `VIRTQ_AVAIL_F_NO_INTERRUPT`.
+const NO_INTERRUPT: u16 = 1;
+/// `VIRTQ_USED_F_NO_NOTIFY`.
+const NO_NOTIFY: u16 = 1;
+/// Of both rings: flags, then the index, then the entries.
+const FLAGS: usize = 0;
+const INDEX: usize = 2;
+const ENTRIES: usize = 4;
+/// Bytes of an entry of the available ring, and of the used ring.
+const AVAIL_ENTRY: usize = 2;
+const USED_ENTRY: usize = 8;
+
+/// One part of a ring in guest memory.
+#[derive(Debug)]
+struct Area {
+    address: u64,
+    len: usize,
+    align: usize,
+    /// The table of memory that was looked at last.
+    seen: u64,
+    /// Where that has the whole part, aligned as it must be; null where it is not in one piece.
+    host: *mut u8,
+}
+
+// SAFETY: the pointer is followed only beside a borrow of the memory that it leads into, which belongs to no thread.
+unsafe impl Send for Area {}
+// SAFETY: as above; through a shared reference there are only atomic accesses.
+unsafe impl Sync for Area {}
+
+impl Area {
+    /// A part of so many bytes, or `None` where that is no guest memory, or misaligned.
+    fn new(memory: &Memory, address: u64, len: usize, align: usize) -> Option<Area> {
+        memory.check(address, len).ok()?;
+        let mut area = Area { address, len, align, seen: 0, host: std::ptr::null_mut() };
+        area.see(memory);
+        address.is_multiple_of(align as u64).then_some(area)
+    }
+
+    /// Finds the part in `memory`, once for each table of it.
+    #[inline]
+    fn see(&mut self, memory: &Memory) {
+        if self.seen != memory.id() {
+            self.find(memory);
+        }
+    }
+
+    #[cold]
+    fn find(&mut self, memory: &Memory) {
+        let whole = memory.place(self.address).and_then(|place| place.host(self.address));
+        let whole = whole.filter(|(host, len)| *len >= self.len && host.addr().is_multiple_of(self.align));
+        self.host = whole.map_or(std::ptr::null_mut(), |(host, _)| host);
+        self.seen = memory.id();
+    }
+
+    /// Where `len` bytes from `offset` on are mapped, if that is known; then `memory` keeps them mapped.
+    #[inline]
+    fn host(&self, memory: &Memory, offset: usize, len: usize) -> Option<*mut u8> {
+        let known = self.seen == memory.id() && !self.host.is_null() && offset <= self.len && len <= self.len - offset;
+        known.then(|| self.host.wrapping_add(offset))
+    }
+
+    fn address(&self, offset: usize) -> GuestAddress {
+        GuestAddress(self.address.saturating_add(offset as u64))
+    }
+
+    #[inline]
+    fn load(&self, memory: &Memory, offset: usize, order: Ordering) -> Result<u16, RingError> {
+        let value = match self.host(memory, offset, size_of::<u16>()) {
+            // SAFETY: `host` answers for two bytes that lie in a mapping of `memory`, which is borrowed: the memory that was looked at has
+            // the same id, so the same regions at the same places. They are aligned, since the part and `offset` are, and everybody on this
+            // side of the guest accesses them atomically.
+            Some(host) => unsafe { AtomicU16::from_ptr(host.cast()) }.load(order),
+            None => memory.map().load(self.address(offset), order)?,
+        };
+        Ok(u16::from_le(value))
+    }
+
+    #[inline]
+    fn store(&self, memory: &Memory, offset: usize, value: u16, order: Ordering) -> Result<(), RingError> {
+        match self.host(memory, offset, size_of::<u16>()) {
+            // SAFETY: as in `load`; all guest memory is mapped for writing.
+            Some(host) => unsafe { AtomicU16::from_ptr(host.cast()) }.store(value.to_le(), order),
+            None => memory.map().store(value.to_le(), self.address(offset), order)?,
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn store_pair(&self, memory: &Memory, offset: usize, pair: [u32; 2]) -> Result<(), RingError> {
+        match self.host(memory, offset, size_of_val(&pair)) {
+            Some(host) => {
+                for (at, value) in pair.into_iter().enumerate() {
+                    // SAFETY: as in `load`, for eight bytes that are aligned to four.
+                    let place = unsafe { AtomicU32::from_ptr(host.cast::<u32>().wrapping_add(at)) };
+                    place.store(value.to_le(), Ordering::Relaxed);
+                }
+            }
+            None => {
+                for (at, value) in pair.into_iter().enumerate() {
+                    memory.map().store(value.to_le(), self.address(offset + 4 * at), Ordering::Relaxed)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What both halves know of the ring.
+#[derive(Debug)]
+struct Ring {
+    size: u16,
+    event_idx: bool,
+    desc: Area,
+    avail: Area,
+    used: Area,
+}
+
+impl Ring {
+    fn new(config: RingConfig, memory: &Memory) -> Result<Ring, RingError> {
+        let RingConfig { size, desc, avail, used, event_idx, .. } = config;
+        if !size.is_power_of_two() {
+            return Err(RingError::Size(size));
+        }
+        let place = RingError::Place { desc, avail, used };
+        let entries = usize::from(size);
+        let area = |address, len, align| Area::new(memory, address, len, align);
+        // An available ring at 0 is one that nobody has set.
+        let (Some(desc), Some(avail), Some(used), true) = (
+            area(desc, entries * DESCRIPTOR, 16),
+            area(avail, ENTRIES + entries * AVAIL_ENTRY + size_of::<u16>(), 2),
+            area(used, ENTRIES + entries * USED_ENTRY + size_of::<u16>(), 4),
+            avail != 0,
+        ) else {
+            return Err(place);
+        };
+        Ok(Ring { size, event_idx, desc, avail, used })
+    }
+
+    /// Finds the ring in `memory`, if that is another than before.
+    #[inline]
+    fn see(&mut self, memory: &Memory) {
+        self.desc.see(memory);
+        self.avail.see(memory);
+        self.used.see(memory);
+    }
+
+    /// Fills `chain` with what the descriptors from `head` on name; false if they are no chain.
+    fn resolve(&self, memory: &Memory, head: u16, chain: &mut Chain) -> bool {
+        let host = self.desc.host(memory, 0, self.desc.len);
+        resolve(memory, host, self.desc.address, self.size, head, chain)
+    }
+
+    fn at(&self, index: u16) -> usize {
+        usize::from(index & (self.size - 1))
+    }
+
+    /// Where the other side says at which index it wants to be told: behind the entries.
+    fn event(&self, entry: usize) -> usize {
+        ENTRIES + usize::from(self.size) * entry
+    }
+
+    /// Notes that the used ring was written.
+    fn mark(&self, memory: &Memory) {
+        memory.mark(self.used.address, self.used.len);
+    }
+}
+
 /// Cuts a ring into its halves. The used index is taken from the ring itself, as vhost-user prescribes.
 pub fn split(config: RingConfig, memory: &Memory) -> Result<(Available, Used), RingError> {
-    let mut halves = [queue(config, memory)?, queue(config, memory)?];
-    let [available, used] = &mut halves;
-    available.set_next_avail(config.next_avail);
-    let next_used = used.used_idx(memory.map(), Ordering::Acquire)?.0;
-    used.set_next_used(next_used);
-    let [available, used] = halves;
+    let (available, used) = (Ring::new(config, memory)?, Ring::new(config, memory)?);
+    let next_used = used.used.load(memory, INDEX, Ordering::Acquire)?;
     Ok((
-        Available { queue: available, again: Vec::new(), last: None, inflight: None },
-        Used { queue: used, avail_flags: GuestAddress(config.avail), inflight: None },
+        Available { ring: available, next: config.next_avail, again: Vec::new(), last: None, inflight: None },
+        Used { ring: used, next: next_used, told: next_used, inflight: None },
     ))
 }
 
 /// The index of a ring behind all that was given back to its driver so far.
 pub fn used_index(config: RingConfig, memory: &Memory) -> Result<u16, RingError> {
-    Ok(queue(config, memory)?.used_idx(memory.map(), Ordering::Acquire)?.0)
-}
-
-fn queue(config: RingConfig, memory: &Memory) -> Result<Queue, RingError> {
-    let RingConfig { size, desc, avail, used, .. } = config;
-    let mut queue = Queue::new(size).map_err(|_| RingError::Size(size))?;
-    let place = RingError::Place { desc, avail, used };
-    let set = queue
-        .try_set_desc_table_address(GuestAddress(desc))
-        .and_then(|()| queue.try_set_avail_ring_address(GuestAddress(avail)))
-        .and_then(|()| queue.try_set_used_ring_address(GuestAddress(used)));
-    queue.set_event_idx(config.event_idx);
-    queue.set_ready(true);
-    // virtio-queue takes an available ring at 0 for one that was not set.
-    if set.is_err() || avail == 0 || !queue.is_valid(memory.map()) {
-        return Err(place);
-    }
-    Ok(queue)
+    Ring::new(config, memory)?.used.load(memory, INDEX, Ordering::Acquire)
 }
 
 /// What was taken from the ring.
@@ -98,7 +250,9 @@ pub enum Popped {
 /// The half of a ring that takes work; one thread owns it.
 #[derive(Debug)]
 pub struct Available {
-    queue: Queue,
+    ring: Ring,
+    /// Index of the next entry to take.
+    next: u16,
     /// Chains that were taken before and are to be taken once more, the first of them at the end.
     again: Vec<u16>,
     /// What was popped last, and whether that was for the first time.
@@ -109,7 +263,8 @@ pub struct Available {
 impl Available {
     /// Takes the next request into `chain`, whose buffers are reused.
     pub fn pop(&mut self, memory: &Arc<Memory>, chain: &mut Chain) -> Result<Popped, RingError> {
-        if !self.waits(memory)? {
+        self.ring.see(memory);
+        if self.waiting(memory)? == 0 {
             return Ok(Popped::Nothing);
         }
         let head = match self.again.pop() {
@@ -118,8 +273,10 @@ impl Available {
                 head
             }
             None => {
-                let taken = self.queue.pop_descriptor_chain(memory.map());
-                let head = taken.ok_or(virtio_queue::Error::InvalidAvailRingIndex)?.head_index();
+                let at = ENTRIES + self.ring.at(self.next) * AVAIL_ENTRY;
+                // Behind the index, which was loaded with Acquire.
+                let head = self.ring.avail.load(memory, at, Ordering::Relaxed)?;
+                self.next = self.next.wrapping_add(1);
                 if let Some(inflight) = &mut self.inflight {
                     inflight.take(head);
                 }
@@ -128,7 +285,7 @@ impl Available {
             }
         };
         chain.restart(head, memory);
-        match resolve(memory, self.queue.desc_table(), self.queue.size(), head, chain) {
+        match self.ring.resolve(memory, head, chain) {
             true => Ok(Popped::Request),
             false => Ok(Popped::Malformed { head }),
         }
@@ -139,7 +296,7 @@ impl Available {
         match self.last.take() {
             Some((head, false)) => self.again.push(head),
             Some((head, true)) => {
-                self.queue.set_next_avail(self.queue.next_avail().wrapping_sub(1));
+                self.next = self.next.wrapping_sub(1);
                 if let Some(inflight) = &self.inflight {
                     inflight.put_back(head);
                 }
@@ -166,78 +323,97 @@ impl Available {
         self.inflight = inflight;
     }
 
-    /// Whether a request waits. An index that claims more requests than the ring has entries is a broken ring.
+    /// Whether a request waits.
     pub fn waits(&self, memory: &Memory) -> Result<bool, RingError> {
-        let waiting = self.queue.avail_idx(memory.map(), Ordering::Acquire)? - Wrapping(self.queue.next_avail());
-        if waiting.0 > self.queue.size() {
-            return Err(virtio_queue::Error::InvalidAvailRingIndex.into());
+        Ok(self.waiting(memory)? != 0)
+    }
+
+    /// How many requests wait. An index that claims more than the ring has entries is a broken ring.
+    pub fn waiting(&self, memory: &Memory) -> Result<usize, RingError> {
+        let size = self.ring.size;
+        let waiting = self.ring.avail.load(memory, INDEX, Ordering::Acquire)?.wrapping_sub(self.next);
+        if waiting > size {
+            return Err(RingError::Index { waiting, size });
         }
-        Ok(waiting.0 != 0 || !self.again.is_empty())
+        Ok(usize::from(waiting) + self.again.len())
     }
 
     /// Asks the driver for a kick at the next request, and answers whether one came in the meantime: then there may be no kick.
     pub fn arm(&mut self, memory: &Memory) -> Result<bool, RingError> {
-        let more = self.queue.enable_notification(memory.map())?;
-        memory.mark(self.queue.used_ring(), used_ring_size(self.queue.size()));
-        Ok(more)
+        self.ring.see(memory);
+        let used = &self.ring.used;
+        match self.ring.event_idx {
+            true => used.store(memory, self.ring.event(USED_ENTRY), self.next, Ordering::Relaxed)?,
+            false => used.store(memory, FLAGS, 0, Ordering::Relaxed)?,
+        }
+        self.ring.mark(memory);
+        // The driver must see that it is to kick before the index is looked at for the last time.
+        fence(Ordering::SeqCst);
+        Ok(self.ring.avail.load(memory, INDEX, Ordering::Relaxed)? != self.next)
     }
 
-    /// Tells the driver that kicks are not needed.
+    /// Tells the driver that kicks are not needed. With EVENT_IDX it kicks once at the index that it was asked for, and then no more.
     pub fn disarm(&mut self, memory: &Memory) -> Result<(), RingError> {
-        self.queue.disable_notification(memory.map())?;
-        memory.mark(self.queue.used_ring(), used_ring_size(self.queue.size()));
+        self.ring.see(memory);
+        if !self.ring.event_idx {
+            self.ring.used.store(memory, FLAGS, NO_NOTIFY, Ordering::Relaxed)?;
+            self.ring.mark(memory);
+        }
         Ok(())
     }
 
     /// Entries of the ring.
     pub fn size(&self) -> u16 {
-        self.queue.size()
+        self.ring.size
     }
 
     /// Index of the next available entry: what GET_VRING_BASE answers.
     pub fn next_avail(&self) -> u16 {
-        self.queue.next_avail()
+        self.next
     }
 }
 
 /// The half of a ring that completes work; whoever completes holds it alone for a moment.
 #[derive(Debug)]
 pub struct Used {
-    queue: Queue,
-    avail_flags: GuestAddress,
+    ring: Ring,
+    /// Index of the next entry to fill.
+    next: u16,
+    /// What it was when somebody last asked whether the driver is to be interrupted.
+    told: u16,
     inflight: Option<Inflight>,
 }
-
-/// `VRING_AVAIL_F_NO_INTERRUPT`.
-const NO_INTERRUPT: u16 = 1;
 
 impl Used {
     /// Gives the chain that begins at `head` back to the driver, with `len` bytes written. A head outside of the ring is dropped:
     /// the driver never had such a chain.
     pub fn complete(&mut self, memory: &Arc<Memory>, head: u16, len: u32) -> Result<(), RingError> {
+        if head >= self.ring.size {
+            return Ok(());
+        }
+        self.ring.see(memory);
         if memory.tracks() {
             self.mark_reply(memory, head, len);
         }
         if let Some(inflight) = &self.inflight {
             inflight.completing(head);
         }
-        match self.queue.add_used(memory.map(), head, len) {
-            Ok(()) => {
-                if let Some(inflight) = &self.inflight {
-                    inflight.completed(head, self.queue.next_used());
-                }
-                memory.mark(self.queue.used_ring(), used_ring_size(self.queue.size()));
-            }
-            Err(virtio_queue::Error::InvalidDescriptorIndex) => {}
-            Err(error) => return Err(error.into()),
+        let at = ENTRIES + self.ring.at(self.next) * USED_ENTRY;
+        self.ring.used.store_pair(memory, at, [head.into(), len])?;
+        self.next = self.next.wrapping_add(1);
+        // The entry, and the reply, are there before the index says so.
+        self.ring.used.store(memory, INDEX, self.next, Ordering::Release)?;
+        if let Some(inflight) = &self.inflight {
+            inflight.completed(head, self.next);
         }
+        self.ring.mark(memory);
         Ok(())
     }
 
     /// Notes there from now on what was given back.
     pub fn note_in(&mut self, inflight: Option<Inflight>) {
         if let Some(inflight) = &inflight {
-            inflight.stands_at(self.queue.next_used());
+            inflight.stands_at(self.next);
         }
         self.inflight = inflight;
     }
@@ -246,145 +422,31 @@ impl Used {
     fn mark_reply(&self, memory: &Arc<Memory>, head: u16, len: u32) {
         let mut chain = Chain::default();
         chain.restart(head, memory);
-        resolve(memory, self.queue.desc_table(), self.queue.size(), head, &mut chain);
+        self.ring.resolve(memory, head, &mut chain);
         chain.mark_written(len as usize);
     }
 
     /// Entries of the ring.
     pub fn size(&self) -> u16 {
-        self.queue.size()
+        self.ring.size
     }
 
     /// Whether the driver wants an interrupt for what was completed since the last call.
     pub fn wants_call(&mut self, memory: &Memory) -> Result<bool, RingError> {
-        let wants = self.queue.needs_notification(memory.map())?;
-        if self.queue.event_idx_enabled() {
-            return Ok(wants);
-        }
-        // virtio-queue leaves this flag to us. What was completed must be visible before the flag is read.
+        self.ring.see(memory);
+        // What was completed must be visible before the driver's wish is read.
         fence(Ordering::SeqCst);
-        let flags: u16 =
-            memory.map().load(self.avail_flags, Ordering::Relaxed).map_err(virtio_queue::Error::GuestMemory)?;
-        Ok(u16::from_le(flags) & NO_INTERRUPT == 0)
+        if !self.ring.event_idx {
+            let flags = self.ring.avail.load(memory, FLAGS, Ordering::Relaxed)?;
+            return Ok(flags & NO_INTERRUPT == 0);
+        }
+        // It wants one when this index is passed (`vring_need_event` of virtio_ring.h).
+        let event = self.ring.avail.load(memory, self.ring.event(AVAIL_ENTRY), Ordering::Relaxed)?;
+        let told = std::mem::replace(&mut self.told, self.next);
+        Ok(self.next.wrapping_sub(event).wrapping_sub(1) < self.next.wrapping_sub(told))
     }
-}
-
-/// Bytes of a used ring (virtio 1.3, 2.7.8): flags, index, entries, and the index at which the device wants to be kicked.
-fn used_ring_size(entries: u16) -> usize {
-    6 + 8 * usize::from(entries)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::memory::tests::region;
-    use virtio_queue::desc::RawDescriptor;
-    use virtio_queue::desc::split::Descriptor;
-    use virtio_queue::mock::MockSplitQueue;
-
-    const NEXT: u16 = 1;
-    const WRITE: u16 = 2;
-    const INDIRECT: u16 = 4;
-
-    fn memory() -> Arc<Memory> {
-        Arc::new(Memory::new(vec![region(0, 0x10_000)]).unwrap())
-    }
-
-    fn descriptor(address: u64, len: u32, flags: u16, next: u16) -> RawDescriptor {
-        RawDescriptor::from(Descriptor::new(address, len, flags, next))
-    }
-
-    fn ring(memory: &Memory, descriptors: &[RawDescriptor], event_idx: bool) -> (Available, Used) {
-        let driver = MockSplitQueue::new(memory.map(), 16);
-        for (at, descriptor) in descriptors.iter().enumerate() {
-            driver.desc_table().store(at as u16, *descriptor).unwrap();
-        }
-        driver.avail().ring().ref_at(0).unwrap().store(0);
-        driver.avail().idx().store(1);
-        let config = RingConfig {
-            size: 16,
-            desc: driver.desc_table_addr().0,
-            avail: driver.avail_addr().0,
-            used: driver.used_addr().0,
-            next_avail: 0,
-            event_idx,
-        };
-        split(config, memory).unwrap()
-    }
-
-    fn pop(descriptors: &[RawDescriptor]) -> (Popped, usize, usize) {
-        let memory = memory();
-        let (mut available, _) = ring(&memory, descriptors, false);
-        let mut chain = Chain::default();
-        let popped = available.pop(&memory, &mut chain).unwrap();
-        (popped, chain.unread(), chain.room())
-    }
-
-    #[test]
-    fn an_honest_chain_is_a_request() {
-        let chain =
-            [descriptor(0x4000, 40, NEXT, 1), descriptor(0x5000, 8, NEXT, 2), descriptor(0x6000, 100, WRITE, 0)];
-        assert_eq!(pop(&chain), (Popped::Request, 48, 100));
-    }
-
-    #[test]
-    fn chains_that_are_none_are_told_apart() {
-        let malformed = Popped::Malformed { head: 0 };
-        let looping = [descriptor(0x4000, 40, NEXT, 1), descriptor(0x5000, 8, NEXT, 0)];
-        assert_eq!(pop(&looping).0, malformed);
-        let beyond_the_table = [descriptor(0x4000, 40, NEXT, 16)];
-        assert_eq!(pop(&beyond_the_table).0, malformed);
-        let readable_after_writable = [descriptor(0x4000, 40, NEXT | WRITE, 1), descriptor(0x5000, 8, 0, 0)];
-        assert_eq!(pop(&readable_after_writable).0, malformed);
-        let empty_table = [descriptor(0x4000, 0, INDIRECT, 0)];
-        assert_eq!(pop(&empty_table).0, malformed);
-        let odd_table = [descriptor(0x4000, 17, INDIRECT, 0)];
-        assert_eq!(pop(&odd_table).0, malformed);
-        let too_long = [descriptor(0x4000, 0x8000, NEXT, 1), descriptor(0x4000, u32::MAX, 0, 0)];
-        assert_eq!(pop(&too_long).0, malformed);
-    }
-
-    #[test]
-    fn each_side_of_a_chain_ends_where_memory_does() {
-        let chain = [
-            descriptor(0x4000, 40, NEXT, 1),
-            descriptor(0xfff0, 17, NEXT, 2),
-            descriptor(0x5000, 8, NEXT, 3),
-            descriptor(0x6000, 16, NEXT | WRITE, 4),
-            descriptor(u64::MAX - 7, 100, NEXT | WRITE, 5),
-            descriptor(0x7000, 100, WRITE, 0),
-        ];
-        assert_eq!(pop(&chain), (Popped::Request, 56, 16));
-    }
-
-    #[test]
-    fn a_broken_index_is_an_error_and_a_foreign_head_is_dropped() {
-        let memory = memory();
-        let (mut available, mut used) = ring(&memory, &[descriptor(0x4000, 40, 0, 0)], false);
-        let driver_idx = GuestAddress(available.queue.avail_ring() + 2);
-        memory.map().write_obj(99u16, driver_idx).unwrap();
-        assert!(matches!(available.pop(&memory, &mut Chain::default()), Err(RingError::Broken(_))));
-        used.complete(&memory, 16, 0).unwrap();
-        used.complete(&memory, 15, 5).unwrap();
-        let idx: u16 = memory.map().read_obj(GuestAddress(used.queue.used_ring() + 2)).unwrap();
-        assert_eq!(idx, 1);
-    }
-
-    #[test]
-    fn rings_outside_of_memory_are_refused() {
-        let memory = memory();
-        let good = RingConfig { size: 16, desc: 0x1000, avail: 0x2000, used: 0x3000, next_avail: 0, event_idx: true };
-        assert!(split(good, &memory).is_ok());
-        for bad in [
-            RingConfig { size: 15, ..good },
-            RingConfig { size: 0, ..good },
-            RingConfig { desc: 0x10_000, ..good },
-            RingConfig { desc: 0x1001, ..good },
-            RingConfig { avail: 0xffff_ffff_ffff_fff0, ..good },
-            RingConfig { used: 0x3001, ..good },
-            RingConfig { avail: 0, ..good },
-        ] {
-            assert!(split(bad, &memory).is_err(), "{bad:?}");
-        }
-    }
-}
+#[path = "ring_tests.rs"]
+mod tests;
