@@ -68,7 +68,7 @@ def test_features_follow_the_settings(tmp_path: Path) -> None:
     assert not plain & {"WRITEBACK_CACHE", "POSIX_ACL", "CACHE_SYMLINKS"}
     assert features(Passthrough(tmp_path, writeback=True)) - plain == {"WRITEBACK_CACHE"}
     assert features(Passthrough(tmp_path, posix_acl=True)) - plain == {"POSIX_ACL"}
-    assert features(Passthrough(tmp_path, ALWAYS)) - plain == {"CACHE_SYMLINKS"}
+    assert features(Passthrough(tmp_path, ALWAYS)) - plain == {"CACHE_SYMLINKS", "NO_OPENDIR_SUPPORT"}
     assert plain - features(Passthrough(tmp_path, posix_lock=False, flock=False)) == {"POSIX_LOCKS", "FLOCK_LOCKS"}
     less = Passthrough(tmp_path, readdirplus=False, killpriv_v2=False, announce_submounts=False)
     assert plain - features(less) == {"DO_READDIRPLUS", "READDIRPLUS_AUTO", "HANDLE_KILLPRIV_V2", "SUBMOUNTS"}

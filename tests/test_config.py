@@ -13,7 +13,7 @@ import pytest
 
 from tests.daemon import Start, virtiofs
 from virtiofs import ALWAYS, AUTO, NONE, Config, ConfigError, Passthrough, Share, cli
-from virtiofs.configfile import TIMEOUTS, keys
+from virtiofs.configfile import OF_CACHE, keys
 from virtiofs.testing import Guest
 from virtiofs.xattrmap import parse
 
@@ -382,8 +382,8 @@ def test_the_documentation_has_every_key() -> None:
     kinds = {str: "string", bool: "true or false", int: "whole number", float: "number"}
     for row, owner in [*((row, Config) for row in rows[:9]), *((row, Share) for row in rows[10:])]:
         key, kind, default, _ = row
-        if key in TIMEOUTS:
-            assert kind == "number"
+        if key in OF_CACHE:
+            assert kind == kinds[OF_CACHE[key]]
             continue
         hint = get_type_hints(owner)[key]
         field = next(field for field in dataclasses.fields(owner) if field.name == key)

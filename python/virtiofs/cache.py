@@ -14,7 +14,8 @@ mode         names and attributes                         data
 `ALWAYS`     kept for ever                                kept for ever, directory listings and symlinks too
 ===========  ===========================================  ============================================================
 
-`METADATA` and `ALWAYS` are for directories that nobody else changes while a guest uses them.
+`METADATA` and `ALWAYS` are for directories that nobody else changes while a guest uses them. Directories are opened without a
+message in both, files where the answer would say nothing: see `Cache`, `opens`.
 """
 
 import math
@@ -22,7 +23,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from . import _core
-from .errors import ConfigError
+from .errors import ConfigError, hinted
 
 _DAY: Final = 86400.0
 _UNITS: Final = {"growth": "a number"}
@@ -42,12 +43,19 @@ class Cache:
         keep_cache: Cached data outlives close and open, as long as size and modification time of the file stay.
         cache_listings: Directory listings are kept until the directory changes.
         cache_symlinks: Targets of symlinks are kept.
+        opens: Each open and close of a file or directory is a message. None leaves it out for directories whose listings are
+            kept, and, with `keep_cache`, for the files of a share where its answer would say nothing: one that is read-only,
+            takes no locks on the host, has no policy about single opens, and is served by who may read all of it. False leaves it
+            out for all files. Then the guest alone checks who may open what, its locks hold inside it alone, what the host
+            refuses shows at the first read or write, errors of writes on network file systems at fsync, and what was
+            written stays open for writing here for a while, so that the host cannot execute it.
         growth: The timeouts of names and attributes follow the file: so many seconds per second that it has not changed,
             and the timeouts above at most. 0 leaves them as they are.
         restless: With `growth`: seconds after a change for which nothing is trusted.
 
     Raises:
-        ConfigError: A timeout is negative or not a number, or `direct_io` and `keep_cache` are both set.
+        ConfigError: A timeout is negative or not a number, `direct_io` and `keep_cache` are both set, or `opens` is False
+            without `keep_cache`.
     """
 
     name: str
@@ -58,6 +66,7 @@ class Cache:
     keep_cache: bool = False
     cache_listings: bool = False
     cache_symlinks: bool = False
+    opens: bool | None = None
     growth: float = 0.0
     restless: float = 0.0
 
@@ -68,6 +77,12 @@ class Cache:
                 raise ConfigError(f"{field} is {_UNITS.get(field, 'in seconds')}, from 0 on, not {value}")
         if self.direct_io and self.keep_cache:
             raise ConfigError("direct_io keeps no data, so keep_cache cannot be set with it")
+
+        if self.opens is False and not self.keep_cache:
+            raise hinted(
+                ConfigError("who opens without a message keeps data over opens"),
+                "take cache=always, or keep_cache=True",
+            )
 
     @classmethod
     def adaptive(cls, max: float, *, growth: float = 0.1, restless: float = 2.0) -> "Cache":  # noqa: A002

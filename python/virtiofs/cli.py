@@ -163,6 +163,13 @@ def _share_options(parser: argparse.ArgumentParser) -> None:
     for name in ("attr", "entry", "negative"):
         group.add_argument(f"--{name}-timeout", metavar="SECONDS", type=float, help=f"{_TIMEOUTS[name]}; by mode")
     group.add_argument("--timeout", metavar="SECONDS", type=float, help="all three at once")
+    group.add_argument(
+        "--opens",
+        action=switch,
+        help="each open of a file is a message. Without, which takes --cache=always: the guest alone checks who may, its locks "
+        "hold inside it alone, what the host refuses shows at the first read or write (by mode: none for directories, nor for "
+        "files of read-only shares without locks)",
+    )
     group.add_argument("--writeback", action=switch, default=False, help="let the guest collect writes (no)")
 
     group.add_argument(
@@ -358,7 +365,7 @@ def _overriding(config: Config, arguments: argparse.Namespace, given: set[str]) 
         if option in given and (len(config.shares) > 1 or option in of_one):
             spelling = spellings.get(option, "--" + option.replace("_", "-"))
             raise hinted(ConfigError(f"{spelling} cannot be given beside --config"), f"say it in {arguments.config}")
-    mode_given = given & {"cache", "timeout", "attr_timeout", "entry_timeout", "negative_timeout"}
+    mode_given = given & {"cache", "timeout", "attr_timeout", "entry_timeout", "negative_timeout", "opens"}
     named = {_FIELDS.get(option, option) for option in given}
     device = _device(arguments) | {"socket": arguments.socket}
     shares = []
@@ -444,15 +451,17 @@ def _confinement(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _timed(mode: cache.Cache, arguments: argparse.Namespace) -> cache.Cache:
-    """Returns `mode` with the timeouts that the options ask for."""
-    timeouts = {}
+    """Returns `mode` with the timeouts that the options ask for, and the opens."""
+    changes: dict[str, float | bool] = {}
     for name in ("attr_timeout", "entry_timeout", "negative_timeout"):
         value = getattr(arguments, name)
         if value is None:
             value = arguments.timeout
         if value is not None:
-            timeouts[name] = value
-    return mode.replace(**timeouts) if timeouts else mode
+            changes[name] = value
+    if arguments.opens is not None:
+        changes["opens"] = arguments.opens
+    return mode.replace(**changes) if changes else mode
 
 
 def _share(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -14,8 +14,13 @@ from .errors import ConfigError, hinted
 from .ids import translation
 from .policy import Policy, Rule
 
-TIMEOUTS: Final = ("attr_timeout", "entry_timeout", "negative_timeout")
-"""Keys of a share that change one number of its cache mode."""
+OF_CACHE: Final[dict[str, type]] = {
+    "attr_timeout": float,
+    "entry_timeout": float,
+    "negative_timeout": float,
+    "opens": bool,
+}
+"""Keys of a share that change one thing of its cache mode."""
 
 _Where = tuple[str | int, ...]
 """The way to a value: keys, and positions in arrays of tables."""
@@ -30,7 +35,7 @@ _NOT_KEYS: Final = ("fd", "origin")
 def keys() -> dict[str, list[str]]:
     """Returns the keys of a configuration, and those of a share in it."""
     share = [field.name for field in fields(Share) if field.name not in _NOT_KEYS]
-    share[share.index("cache") + 1 : share.index("cache") + 1] = TIMEOUTS
+    share[share.index("cache") + 1 : share.index("cache") + 1] = OF_CACHE
     return {"": [*(field.name for field in fields(Config) if field.name != "shares"), "share"], "share": share}
 
 
@@ -82,11 +87,11 @@ class _Reader:
     def share(self, given: dict[str, Any], where: _Where) -> Share:
         hints = get_type_hints(Share)
         values: dict[str, Any] = {}
-        timeouts = {}
+        of_cache = {}
         for key in self.known(given, where, keys()["share"]):
             value, at = given[key], (*where, key)
-            if key in TIMEOUTS:
-                timeouts[key] = self.typed(value, float, at)
+            if key in OF_CACHE:
+                of_cache[key] = self.typed(value, OF_CACHE[key], at)
             elif key == "cache":
                 values[key] = self.parsed(cache.mode, self.typed(value, str, at), at)
             elif key == "xattrmap":
@@ -103,7 +108,7 @@ class _Reader:
         for key in _PATHS:
             if key in values:
                 values[key] = os.path.join(os.path.dirname(self.path), values[key])
-        for key, value in timeouts.items():
+        for key, value in of_cache.items():
             mode: cache.Cache = values.get("cache", cache.AUTO)
             try:
                 values["cache"] = mode.replace(**{key: value})

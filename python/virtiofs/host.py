@@ -6,7 +6,7 @@ from typing import Final
 
 from .errors import hinted
 
-_CAPABILITIES: Final = {"CHOWN": 0, "SETGID": 6, "SETUID": 7, "SYS_ADMIN": 21, "SYS_RESOURCE": 24}
+_CAPABILITIES: Final = {"CHOWN": 0, "DAC_OVERRIDE": 1, "SETGID": 6, "SETUID": 7, "SYS_ADMIN": 21, "SYS_RESOURCE": 24}
 """Bits of capabilities(7)."""
 
 OWNER_CAPABILITIES: Final = ("CHOWN", "SETGID", "SETUID")

@@ -14,6 +14,7 @@ from .errors import ConfigError, hinted
 from .host import may_change_owners
 from .ids import Range, translation
 from .nativeops import NativeOperations
+from .opens import directories_hindrance, hindrance, tells_something
 from .policy import Policy
 from .xattrmap import XattrMap, parse
 
@@ -91,7 +92,8 @@ class Passthrough(NativeOperations):
     Raises:
         OSError: There is no such directory, it is none, or it may not be read.
         PermissionError: `ownership` is `caller`, and this process may not give files away.
-        ConfigError: `xattrmap` or a translation cannot be read; or they do not go with `posix_acl`.
+        ConfigError: `xattrmap` or a translation cannot be read; or they do not go with `posix_acl`; or the cache mode's
+            `opens` is False, and something needs them.
     """
 
     def __init__(
@@ -162,6 +164,8 @@ class Passthrough(NativeOperations):
                 "serve no ACLs, or translate none",
             )
         self.dax: Final = files(dax)
+        if cache.opens is False and (why := self._hindrance()) is not None:
+            raise hinted(ConfigError(f"files cannot be opened without a message: {why}"), "leave --no-opens out")
 
     def __repr__(self) -> str:
         settings = [repr(self.directory), f"cache={self.cache.name}"]
@@ -193,7 +197,21 @@ class Passthrough(NativeOperations):
             names.append("SECURITY_CTX")
         if self.idmap:
             names.append("ALLOW_IDMAP")
+        if self._opens_files_by_itself():
+            names.append("NO_OPEN_SUPPORT")
+        if directories_hindrance(self.cache, self.policy) is None:
+            names.append("NO_OPENDIR_SUPPORT")
         return self.cache.features | frozenset(names)
+
+    def _hindrance(self) -> str | None:
+        return hindrance(self.cache, self.policy, allow_direct_io=self.allow_direct_io)
+
+    def _opens_files_by_itself(self) -> bool:
+        """Whether a guest opens files without a message."""
+        if self.cache.opens is not None:
+            return not self.cache.opens
+        told = tells_something(read_only=self.read_only, posix_lock=self.posix_lock, flock=self.flock)
+        return self._hindrance() is None and told is None
 
     def native_engine(self, *, attr_timeout: float | None = None) -> _core.HostDir:
         """Returns the native file system with these settings."""

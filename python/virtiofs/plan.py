@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from . import _core
 from .errors import ConfigError, hinted
+from .opens import DIRECTORIES, FEATURES, FILES
 from .operations import MOMENTS, OPERATIONS
 
 if TYPE_CHECKING:
@@ -43,6 +44,14 @@ class Detour:
     unless: str = ""
 
 
+_BY_FILE: Final = (
+    *("open", "create", "tmpfile", "read", "write", "flush", "fsync", "fallocate", "lseek", "copy_file_range", "ioctl"),
+    *("release", "getattr", "statx", "setattr", "getlk", "setlk", "setlkw"),
+)
+"""Operations that are told which open file it is, or what becomes of one."""
+
+_BY_DIRECTORY: Final = ("opendir", "readdir", "readdirplus", "fsyncdir", "ioctl", "releasedir")
+
 DETOURS: Final = (
     Detour(("lookup", "readdir"), "lists names, and looks each up", ("readdirplus",), _PLUS, "readdirplus"),
     Detour(("open", "mknod"), "makes files by mknod and open", ("create", "tmpfile")),
@@ -50,6 +59,8 @@ DETOURS: Final = (
     Detour(("getattr",), "asks getattr each time, and knows no birth times", ("statx",)),
     Detour(("read", "write"), "copies by read and write", ("copy_file_range",)),
     Detour(("open", "create", "read", "write"), "maps nothing (DAX)", flags=("MAP_ALIGNMENT",)),
+    Detour(_BY_FILE, "opens each file by a message", flags=("NO_OPEN_SUPPORT",)),
+    Detour(_BY_DIRECTORY, "opens each directory by a message", flags=("NO_OPENDIR_SUPPORT",)),
 )
 """How native operations walk round Python's."""
 
@@ -135,6 +146,7 @@ def explain(fs: "FileSystem | type[FileSystem]") -> Plan:
         found["open"] = Route("open", PYTHON, note="Policy.on_open" if policy.on_open is not None else "Policy.audit")
     has = {name for name, route in found.items() if route.by == PYTHON}
     native = any(route.by == NATIVE for route in found.values())
+    wanted = frozenset[str]() if isinstance(fs, type) else fs.features & FEATURES
     refused: set[str] = set()
     off = []
     for detour in DETOURS if native else ():
@@ -147,8 +159,13 @@ def explain(fs: "FileSystem | type[FileSystem]") -> Plan:
             found[name] = Route(name, NOBODY, errno.ENOSYS, why)
         flags = [flag for flag in detour.flags if flag not in refused]
         refused |= set(flags)
+        # Nothing is switched off that was not to be.
+        flags = [flag for flag in flags if flag in wanted or flag not in FEATURES]
         if lacking or flags:
             off.append(f"{', '.join([*lacking, *flags])}: {why}; the guest {detour.then}")
+    for feature, names in (("NO_OPEN_SUPPORT", FILES), ("NO_OPENDIR_SUPPORT", DIRECTORIES)):
+        for name in names if feature in wanted - refused else ():
+            found[name] = Route(name, NATIVE, note="not sent: guests do this by themselves")
     added = set()
     if not native and "readdirplus" in has:
         added |= set(_PLUS)

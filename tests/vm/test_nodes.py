@@ -198,3 +198,36 @@ def test_inode_numbers_of_two_file_systems_do_not_clash(share: Path, tmp_path: P
                 guest.check("sync")
                 assert server.stats().requests["SYNCFS"] - before >= 3, "one for each file system"
         assert (share / "b" / "copy").read_text() == "a"
+
+
+def test_the_second_open_and_read_of_a_file_is_no_message(share: Path, tmp_path: Path) -> None:
+    """What is left out of a mount (docs/coherence.md), counted; and files work as ever, those without a name too."""
+    (share / "d").mkdir()
+    for name in ("d/a", "d/b"):
+        (share / name).write_text(name)
+    with serving(Passthrough(share, ALWAYS.replace(opens=False)), tmp_path) as (server, guest):
+        look = "ls /mnt/share/d; cat /mnt/share/d/a /mnt/share/d/b; stat -c %s /mnt/share/d/a"
+        first = [guest.check(look) for _ in range(2)][1]  # a READ makes the guest ask for the access time once more
+        before = server.stats().requests
+        assert guest.check(look) == first
+        assert server.stats().requests == before, "a message"
+        guest.check(
+            "cd /mnt/share && echo new > n && test $(cat n) = new && echo -n x > d/a && echo y >> d/a"
+            " && exec 3<>n && rm n && echo kept >&3 && exec 4</proc/self/fd/3 && test $(cat <&4) = kept"
+            " && exec 3>&- 4>&- && sync"
+        )
+        assert (share / "d" / "a").read_text() == "xy\n"
+        assert not (share / "n").exists()
+        forgotten(guest, server)
+
+
+def test_directories_are_opened_without_a_message(share: Path, tmp_path: Path) -> None:
+    for number in range(100):
+        (share / f"f{number}").touch()
+    with serving(Passthrough(share, ALWAYS), tmp_path) as (server, guest):
+        first = [guest.check("ls /mnt/share") for _ in range(2)][1]
+        before = server.stats().requests
+        assert guest.check("ls /mnt/share") == first
+        assert server.stats().requests == before, "a message"
+        guest.check("touch /mnt/share/new")
+        assert "new" in guest.check("ls /mnt/share").split()

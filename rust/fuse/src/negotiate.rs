@@ -98,6 +98,10 @@ impl Limits {
         if flags & (init::DONT_MASK | init::SETXATTR_EXT) != init::DONT_MASK | init::SETXATTR_EXT {
             flags &= !init::POSIX_ACL;
         }
+        if flags & init::NO_OPEN_SUPPORT != 0 {
+            // Nobody hears of an open then: of its O_TRUNC, nor of the close that ends its locks.
+            flags &= !(init::ATOMIC_O_TRUNC | init::POSIX_LOCKS | init::FLOCK_LOCKS);
+        }
         let mappable = window.filter(|_| flags & init::MAP_ALIGNMENT != 0);
         if mappable.is_none() {
             flags &= !(init::MAP_ALIGNMENT | init::HAS_INODE_DAX);
@@ -177,6 +181,16 @@ mod tests {
         let limits = Limits { want: u64::MAX, ..Limits::default() };
         let (agreed, _) = limits.answer(&asking(46, !init::DONT_MASK), None).unwrap();
         assert!(!agreed.has(init::POSIX_ACL));
+    }
+
+    #[test]
+    fn what_needs_an_open_falls_with_it() {
+        let limits = Limits { want: u64::MAX, ..Limits::default() };
+        let opens = init::ATOMIC_O_TRUNC | init::POSIX_LOCKS | init::FLOCK_LOCKS;
+        let (agreed, out) = limits.answer(&asking(46, u64::MAX), None).unwrap();
+        assert!(agreed.has(init::NO_OPEN_SUPPORT) && agreed.flags & opens == 0 && u64::from(out.flags) & opens == 0);
+        let (agreed, _) = limits.answer(&asking(46, !init::NO_OPEN_SUPPORT), None).unwrap();
+        assert!(agreed.has(opens));
     }
 
     #[test]

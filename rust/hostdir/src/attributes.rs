@@ -24,7 +24,10 @@ impl HostDir {
         }
         let (inode, status) = match fh {
             None => self.inodes.status(node)?,
-            Some(fh) => (self.inodes.get(node)?, Status::basic(self.files.get(fh)?.fd())?),
+            Some(fh) => match self.file_at_hand(node, fh)? {
+                None => self.inodes.status(node)?,
+                Some(file) => (self.inodes.get(node)?, Status::basic(file.fd())?),
+            },
         };
         Ok(self.attributes(&inode, &status))
     }
@@ -35,7 +38,10 @@ impl HostDir {
         let mask = StatxFlags::from_bits_retain(mask) & (StatxFlags::BASIC_STATS | StatxFlags::BTIME);
         let status = match fh {
             None => Status::of_with(inode.fd()?, mask)?,
-            Some(fh) => Status::of_with(self.files.get(fh)?.fd(), mask)?,
+            Some(fh) => match self.file_at_hand(node, fh)? {
+                None => Status::of_with(inode.fd()?, mask)?,
+                Some(file) => Status::of_with(file.fd(), mask)?,
+            },
         };
         let times = self.attributes(&inode, &status);
         let (attr_valid, attr_valid_nsec) = (times.attr_valid, times.attr_valid_nsec);
@@ -53,7 +59,7 @@ impl HostDir {
         inode.must_be_writable()?;
         let _change = self.changing(&inode);
         let has = |bit: u32| args.valid & bit != 0;
-        let handle = if has(fattr::FH) { Some(self.files.get(args.fh)?) } else { None };
+        let handle = if has(fattr::FH) { self.file_at_hand(node, args.fh)? } else { None };
         if has(fattr::UID | fattr::GID) {
             let uid = if has(fattr::UID) { Some(owner(args.uid)?) } else { None };
             let gid = if has(fattr::GID) { Some(owner(args.gid)?) } else { None };

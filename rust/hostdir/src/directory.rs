@@ -53,12 +53,13 @@ impl<'a> Record<'a> {
 }
 
 impl HostDir {
-    pub(crate) fn op_readdir(&self, fh: u64, offset: u64, plus: bool, out: &mut DirBuffer) -> Result<()> {
-        let handle = self.directories.get(fh)?;
+    pub(crate) fn op_readdir(&self, node: u64, fh: u64, offset: u64, plus: bool, out: &mut DirBuffer) -> Result<()> {
+        let handle = self.directory(node, fh)?;
         self.asked(&handle.inode);
         let mut position = handle.position.lock();
         let position = &mut *position;
-        if offset != position.next {
+        // Whoever begins, maybe after others who had the same handle, wants what is there now.
+        if offset != position.next || (offset == 0 && position.end > 0) {
             let Ok(cookie) = i64::try_from(offset) else { return errno(libc::EINVAL) };
             rustix::fs::seek(handle.fd(), SeekFrom::Start(cookie as u64)).lift()?;
             (position.start, position.end, position.next) = (0, 0, offset);

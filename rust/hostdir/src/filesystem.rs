@@ -16,12 +16,20 @@ impl FileSystem for HostDir {
     /// LSEEK while the guest holds dirty pages back: it asks without writing them first (`fuse_lseek`, `fs/fuse/file.c`), so
     /// the host would take fresh data for a hole, and who copies by SEEK_DATA would lose it. On its own it takes all of a file for data.
     ///
+    /// OPEN and what ends it, where the guest can do without: it asks once, and opens by itself from then on (`fuse_file_open`,
+    /// `fs/fuse/file.c`). FLUSH with it, which nobody could answer for one open file among several.
+    ///
     /// Extended attributes where none are served: it asks for `security.capability` before it changes a file, twice for each new one
     /// that tar(1) unpacks, unless it knows that there are none at all.
     fn lacks(&self) -> u64 {
         let mut lacks = 0;
         if self.writeback() {
             lacks |= 1 << Opcode::Lseek as u32;
+        }
+        let opens = [Opcode::Open, Opcode::Release, Opcode::Flush].map(|op| (op, self.no_open()));
+        let opendirs = [Opcode::Opendir, Opcode::Releasedir].map(|op| (op, self.no_opendir()));
+        for (op, _) in opens.into_iter().chain(opendirs).filter(|(_, lacking)| *lacking) {
+            lacks |= 1 << op as u32;
         }
         if !self.config.xattr {
             for op in [Opcode::Setxattr, Opcode::Getxattr, Opcode::Listxattr, Opcode::Removexattr] {
@@ -65,7 +73,11 @@ impl FileSystem for HostDir {
     }
 
     fn forget(&self, node: u64, nlookup: u64) -> bool {
-        self.inodes.forget(node, nlookup)
+        let gone = self.inodes.forget(node, nlookup);
+        if gone {
+            self.forget_standing(node);
+        }
+        gone
     }
 
     fn getattr(&self, _cx: &Context, node: u64, fh: Option<u64>) -> Result<AttrOut> {
@@ -148,12 +160,12 @@ impl FileSystem for HostDir {
         self.op_tmpfile(cx, parent, flags, mode, new)
     }
 
-    fn read(&self, cx: &Context, _node: u64, args: &ReadIn, out: Segments<'_>) -> Result<usize> {
-        self.op_read(cx, args, out)
+    fn read(&self, cx: &Context, node: u64, args: &ReadIn, out: Segments<'_>) -> Result<usize> {
+        self.op_read(cx, node, args, out)
     }
 
-    fn write(&self, _cx: &Context, _node: u64, args: &WriteIn, data: Segments<'_>) -> Result<usize> {
-        self.op_write(args, data)
+    fn write(&self, _cx: &Context, node: u64, args: &WriteIn, data: Segments<'_>) -> Result<usize> {
+        self.op_write(node, args, data)
     }
 
     fn flush(&self, _cx: &Context, _node: u64, args: &FlushIn) -> Result<()> {
@@ -164,27 +176,27 @@ impl FileSystem for HostDir {
         self.op_release(args)
     }
 
-    fn fsync(&self, _cx: &Context, _node: u64, fh: u64, datasync: bool) -> Result<()> {
-        self.op_fsync(fh, datasync)
+    fn fsync(&self, _cx: &Context, node: u64, fh: u64, datasync: bool) -> Result<()> {
+        self.op_fsync(node, fh, datasync)
     }
 
     fn opendir(&self, _cx: &Context, node: u64, _flags: u32) -> Result<OpenOut> {
         self.op_opendir(node)
     }
 
-    fn readdir(&self, cx: &Context, _node: u64, fh: u64, offset: u64, plus: bool, out: &mut DirBuffer) -> Result<()> {
+    fn readdir(&self, cx: &Context, node: u64, fh: u64, offset: u64, plus: bool, out: &mut DirBuffer) -> Result<()> {
         if plus || self.hides() {
             self.may_ask(cx)?;
         }
-        self.op_readdir(fh, offset, plus, out)
+        self.op_readdir(node, fh, offset, plus, out)
     }
 
     fn releasedir(&self, _cx: &Context, _node: u64, args: &ReleaseIn) -> Result<Option<OwnedFd>> {
         self.op_releasedir(args.fh)
     }
 
-    fn fsyncdir(&self, _cx: &Context, _node: u64, fh: u64, datasync: bool) -> Result<()> {
-        self.op_fsyncdir(fh, datasync)
+    fn fsyncdir(&self, _cx: &Context, node: u64, fh: u64, datasync: bool) -> Result<()> {
+        self.op_fsyncdir(node, fh, datasync)
     }
 
     fn statfs(&self, _cx: &Context, node: u64) -> Result<StatfsOut> {
@@ -215,16 +227,16 @@ impl FileSystem for HostDir {
         self.op_access(cx, node, mask)
     }
 
-    fn fallocate(&self, cx: &Context, _node: u64, args: &FallocateIn) -> Result<()> {
-        self.op_fallocate(cx, args)
+    fn fallocate(&self, cx: &Context, node: u64, args: &FallocateIn) -> Result<()> {
+        self.op_fallocate(cx, node, args)
     }
 
-    fn lseek(&self, _cx: &Context, _node: u64, fh: u64, offset: u64, whence: u32) -> Result<u64> {
-        self.op_lseek(fh, offset, whence)
+    fn lseek(&self, _cx: &Context, node: u64, fh: u64, offset: u64, whence: u32) -> Result<u64> {
+        self.op_lseek(node, fh, offset, whence)
     }
 
-    fn copy_file_range(&self, cx: &Context, _node: u64, args: &CopyFileRangeIn) -> Result<u64> {
-        self.op_copy_file_range(cx, args)
+    fn copy_file_range(&self, cx: &Context, node: u64, args: &CopyFileRangeIn) -> Result<u64> {
+        self.op_copy_file_range(cx, node, args)
     }
 
     fn backing(&self, _cx: &Context, node: u64, write: bool) -> Result<Backing> {
@@ -251,7 +263,7 @@ impl FileSystem for HostDir {
         self.locks.interrupt(wait);
     }
 
-    fn ioctl(&self, _cx: &Context, _node: u64, args: &IoctlIn, input: &[u8], out: &mut Vec<u8>) -> Result<i32> {
-        self.op_ioctl(args, input, out)
+    fn ioctl(&self, _cx: &Context, node: u64, args: &IoctlIn, input: &[u8], out: &mut Vec<u8>) -> Result<i32> {
+        self.op_ioctl(node, args, input, out)
     }
 }

@@ -20,6 +20,8 @@ pub(crate) struct FileHandle {
     pub(crate) direct: bool,
     /// The descriptor reads and has no flag that another open(2) might not want.
     pub(crate) plain: bool,
+    /// The descriptor may read.
+    pub(crate) reads: bool,
     /// The descriptor may write.
     pub(crate) writes: bool,
     /// A lock was asked for through it.
@@ -33,6 +35,7 @@ pub(crate) struct FileHandle {
 impl FileHandle {
     pub(crate) fn new(inode: Arc<Inode>, fd: OwnedFd, flags: i32) -> FileHandle {
         let direct = flags & libc::O_DIRECT != 0;
+        let reads = flags & libc::O_ACCMODE != libc::O_WRONLY;
         let writes = flags & libc::O_ACCMODE != libc::O_RDONLY;
         let plain = flags == libc::O_RDONLY;
         FileHandle {
@@ -40,6 +43,7 @@ impl FileHandle {
             fd,
             direct,
             plain,
+            reads,
             writes,
             locked: AtomicBool::new(false),
             no_nowait: AtomicBool::new(false),

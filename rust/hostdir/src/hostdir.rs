@@ -20,6 +20,7 @@ use crate::locks::Locks;
 use crate::pins::Hold;
 use crate::procfd::ProcFd;
 use crate::rules::{Facts, HIDDEN, Rules};
+use crate::standing::Standing;
 use crate::stat::Status;
 use crate::statfs::is_local;
 use crate::xattrmap::NameMap;
@@ -30,6 +31,9 @@ pub struct HostDir {
     pub(crate) inodes: Inodes,
     pub(crate) files: Handles<FileHandle>,
     pub(crate) directories: Handles<DirHandle>,
+    /// Files that the guest uses without an OPEN.
+    pub(crate) standing_files: Standing<FileHandle>,
+    pub(crate) standing_directories: Standing<DirHandle>,
     pub(crate) proc: ProcFd,
     pub(crate) locks: Arc<Locks>,
     pub(crate) names: NameMap,
@@ -67,6 +71,7 @@ impl HostDir {
         let mut effects = config.effects.clone();
         effects.read_only |= config.read_only;
         let effects = Arc::new(effects);
+        let standing = standing_limit(config.node_descriptors);
         let root = NewInode::new(Hold::Fd(fd), &status, Arc::clone(&effects), false, false);
         Ok(HostDir {
             inodes: Inodes::new(root, &status, config.node_descriptors, config.versions.clone()),
@@ -74,6 +79,8 @@ impl HostDir {
             config,
             files: Handles::new(),
             directories: Handles::new(),
+            standing_files: Standing::new(standing),
+            standing_directories: Standing::new(standing),
             proc,
             session: locks.session(),
             locks,
@@ -94,9 +101,9 @@ impl HostDir {
         self.inodes.descriptors()
     }
 
-    /// Files and directories that the guest holds open.
+    /// Files and directories that the guest holds open, and those that are kept open for a guest that does not say what it opens.
     pub fn handles(&self) -> usize {
-        self.files.len() + self.directories.len()
+        self.files.len() + self.directories.len() + self.standing_files.len() + self.standing_directories.len()
     }
 
     /// What holds for an inode that is entered for the first time, found as `name` in `parent`. The one place for decisions about
@@ -165,12 +172,16 @@ impl HostDir {
         let read_only = negotiated.mappable.is_some_and(|mappable| mappable.read_only);
         self.maps_read_only.store(read_only, Ordering::Relaxed);
         self.flags.store(negotiated.flags, Ordering::Relaxed);
+        // Nobody says what is open: it may be all that has lost its name.
+        self.inodes.keep_removed(self.no_open());
     }
 
     pub(crate) fn end(&self) {
         // Handles first: who has none gets no lock any more.
         self.files.clear();
         self.directories.clear();
+        self.standing_files.clear();
+        self.standing_directories.clear();
         self.locks.forget_session(self.session);
         self.inodes.clear();
     }
@@ -204,6 +215,12 @@ impl HostDir {
         inode.must_be_writable()?;
         Ok(inode)
     }
+}
+
+/// How many files may stay open for a guest that does not say what it opens, and how many directories: each a quarter of what nodes may
+/// have.
+fn standing_limit(node_descriptors: usize) -> usize {
+    if node_descriptors == 0 { 1024 } else { (node_descriptors / 4).max(16) }
 }
 
 /// Refuses a name that is more than one component, or one that the kernel takes for something else. The server has checked what

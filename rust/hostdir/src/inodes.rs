@@ -270,6 +270,11 @@ impl Inodes {
         self.by_id.read(hash).find(hash, |inode| inode.id == id).map(Arc::clone)
     }
 
+    /// Whether nodes of files that have no name any more keep their descriptors.
+    pub(crate) fn keep_removed(&self, keep: bool) {
+        self.pins.keep_removed.store(keep, Ordering::Relaxed);
+    }
+
     /// Keeps the descriptors of nodes below their limit. Not to be called with a shard locked.
     fn shrink(&self) {
         self.pins.shrink(|id| self.by_id(id).map(|inode| (inode.key.mount, inode)));

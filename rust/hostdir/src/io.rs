@@ -22,14 +22,14 @@ use crate::sys::{self, Piece};
 const DIRECT_UNIT: usize = 512;
 
 impl HostDir {
-    pub(crate) fn op_read(&self, cx: &Context, args: &ReadIn, out: Segments<'_>) -> Result<usize> {
-        let handle = self.files.get(args.fh)?;
+    pub(crate) fn op_read(&self, cx: &Context, node: u64, args: &ReadIn, out: Segments<'_>) -> Result<usize> {
+        let handle = self.file(node, args.fh)?;
         self.asked(&handle.inode);
         read(handle.fd(), handle.direct, &handle.no_nowait, cx, args.offset, out)
     }
 
-    pub(crate) fn op_write(&self, args: &WriteIn, data: Segments<'_>) -> Result<usize> {
-        let handle = self.files.get(args.fh)?;
+    pub(crate) fn op_write(&self, node: u64, args: &WriteIn, data: Segments<'_>) -> Result<usize> {
+        let handle = self.file_to_write(node, args.fh)?;
         let _change = self.changing(&handle.inode);
         let from_cache = args.write_flags & bits::WRITE_CACHE != 0;
         let fd = if from_cache && handle.direct { self.buffered(&handle)? } else { handle.fd() };
@@ -37,7 +37,16 @@ impl HostDir {
         let _guard = if args.write_flags & bits::WRITE_KILL_SUIDGID != 0 { losing_suid(&handle.inode)? } else { None };
         // The guest's offset for an append is its idea of the size; the host knows whether another guest appended meanwhile.
         let appends = args.flags as i32 & libc::O_APPEND != 0 && !from_cache && !self.writeback();
-        write(fd, if appends { libc::RWF_APPEND } else { 0 }, args.offset, data)
+        let mut flags = if appends { libc::RWF_APPEND } else { 0 };
+        if self.no_open() {
+            // The descriptor is everybody's, so it has none of one opener's flags.
+            flags |= match args.flags as i32 & libc::O_SYNC {
+                libc::O_SYNC => libc::RWF_SYNC,
+                libc::O_DSYNC => libc::RWF_DSYNC,
+                _ => 0,
+            };
+        }
+        write(fd, flags, args.offset, data)
     }
 
     /// A descriptor of the same file that goes through the page cache. Pages that the guest writes back must: they may be unaligned at the
@@ -61,28 +70,28 @@ impl HostDir {
         flush(handle.fd())
     }
 
-    pub(crate) fn op_fsync(&self, fh: u64, datasync: bool) -> Result<()> {
-        fsync(self.files.get(fh)?.fd(), datasync)
+    pub(crate) fn op_fsync(&self, node: u64, fh: u64, datasync: bool) -> Result<()> {
+        fsync(self.file(node, fh)?.fd(), datasync)
     }
 
-    pub(crate) fn op_fsyncdir(&self, fh: u64, datasync: bool) -> Result<()> {
-        fsync(self.directories.get(fh)?.fd(), datasync)
+    pub(crate) fn op_fsyncdir(&self, node: u64, fh: u64, datasync: bool) -> Result<()> {
+        fsync(self.directory(node, fh)?.fd(), datasync)
     }
 
-    pub(crate) fn op_fallocate(&self, cx: &Context, args: &FallocateIn) -> Result<()> {
-        let handle = self.files.get(args.fh)?;
+    pub(crate) fn op_fallocate(&self, cx: &Context, node: u64, args: &FallocateIn) -> Result<()> {
+        let handle = self.file_to_write(node, args.fh)?;
         let _change = self.changing(&handle.inode);
         let _guard = if is_privileged(cx) { None } else { losing_suid(&handle.inode)? };
         self.drop_capability(&handle.inode)?;
         fallocate(handle.fd(), args)
     }
 
-    pub(crate) fn op_lseek(&self, fh: u64, offset: u64, whence: u32) -> Result<u64> {
-        lseek(self.files.get(fh)?.fd(), offset, whence)
+    pub(crate) fn op_lseek(&self, node: u64, fh: u64, offset: u64, whence: u32) -> Result<u64> {
+        lseek(self.file(node, fh)?.fd(), offset, whence)
     }
 
-    pub(crate) fn op_copy_file_range(&self, cx: &Context, args: &CopyFileRangeIn) -> Result<u64> {
-        let (from, to) = (self.files.get(args.fh_in)?, self.files.get(args.fh_out)?);
+    pub(crate) fn op_copy_file_range(&self, cx: &Context, node: u64, args: &CopyFileRangeIn) -> Result<u64> {
+        let (from, to) = (self.file(node, args.fh_in)?, self.file_to_write(args.nodeid_out, args.fh_out)?);
         let _change = self.changing(&to.inode);
         self.drop_capability(&to.inode)?;
         let _guard = if is_privileged(cx) { None } else { losing_suid(&to.inode)? };

@@ -9,7 +9,7 @@ use crate::sys::{self, BlockIoctl};
 
 impl HostDir {
     /// ENOTTY for all ioctls that are not on the list: what they would do to the host nobody has looked at.
-    pub(crate) fn op_ioctl(&self, args: &IoctlIn, input: &[u8], out: &mut Vec<u8>) -> Result<i32> {
+    pub(crate) fn op_ioctl(&self, node: u64, args: &IoctlIn, input: &[u8], out: &mut Vec<u8>) -> Result<i32> {
         let request = BlockIoctl::by_number(args.cmd).ok_or(Error::Errno(libc::ENOTTY))?;
         let (size, sets) = match request {
             // The number says long, every file system moves an int (`ioctl_getflags`, `fs/file_attr.c`).
@@ -26,14 +26,14 @@ impl HostDir {
             to.copy_from_slice(from);
         }
         let result = if args.flags & bits::IOCTL_DIR != 0 {
-            let handle = self.directories.get(args.fh)?;
+            let handle = self.directory(node, args.fh)?;
             if sets {
                 handle.inode.must_be_writable()?;
             }
             let _change = sets.then(|| self.changing(&handle.inode));
             sys::ioctl(handle.fd(), request, &mut block)
         } else {
-            let handle = self.files.get(args.fh)?;
+            let handle = self.file(node, args.fh)?;
             if sets {
                 handle.inode.must_be_writable()?;
             }

@@ -57,6 +57,7 @@ mod rules;
 mod saved;
 mod seen;
 mod shards;
+mod standing;
 mod stat;
 mod statfs;
 mod sys;

@@ -43,10 +43,14 @@ impl HostDir {
         if writes {
             inode.must_be_writable()?;
         }
-        if self.writeback() && passed & libc::O_ACCMODE == libc::O_WRONLY {
+        if self.no_open() {
+            // Of a file that stands for its node whoever opened it first.
+            passed &= libc::O_ACCMODE | libc::O_TRUNC;
+        }
+        if (self.writeback() || self.no_open()) && passed & libc::O_ACCMODE == libc::O_WRONLY {
             passed = passed & !libc::O_ACCMODE | libc::O_RDWR;
         }
-        if self.config.allow_direct_io {
+        if self.config.allow_direct_io && !self.no_open() {
             passed |= flags & libc::O_DIRECT;
         }
         Ok(passed)
@@ -80,6 +84,11 @@ impl HostDir {
     /// Enters an open file into the table.
     pub(crate) fn new_file(&self, inode: Arc<Inode>, fd: OwnedFd, host_flags: i32) -> OpenOut {
         let mut open_flags = inode.effects.open_flags;
+        if self.no_open() {
+            // Nobody would say when it is closed.
+            self.stand(inode, fd, host_flags);
+            return OpenOut { open_flags, ..OpenOut::default() };
+        }
         if self.may_be_mapped(&inode) {
             open_flags |= fopen::KEEP_CACHE;
         }

@@ -60,6 +60,8 @@ pub(crate) struct Pins {
     held: AtomicUsize,
     /// Ids of nodes in the order in which they got their descriptors; some are gone, or have theirs no more.
     clock: Mutex<VecDeque<u64>>,
+    /// What has no name any more is not exchanged for a handle, which would let go of it.
+    pub(crate) keep_removed: AtomicBool,
     /// By mount id: where handles are opened, or `None` where they cannot be.
     mounts: Mutex<HashMap<u64, Option<Mount>>>,
 }
@@ -197,10 +199,13 @@ impl Pin {
     }
 
     /// Gives the descriptor up for a handle, if that can be done now.
-    fn give_up(&self, mount: &Mount) -> bool {
+    fn give_up(&self, mount: &Mount, keep_removed: bool) -> bool {
         // Somebody uses it at this moment.
         let Some(mut hold) = self.hold.try_write() else { return false };
         let Hold::Fd(fd) = &*hold else { return false };
+        if keep_removed && rustix::fs::fstat(fd).is_ok_and(|status| status.st_nlink == 0) {
+            return false;
+        }
         let Ok(handle) = sys::name_to_handle_at(fd.as_fd()) else { return false };
         *hold = Hold::Handle(Box::new((Arc::clone(mount), handle)));
         true
@@ -219,7 +224,13 @@ pub(crate) enum Matched {
 
 impl Pins {
     pub(crate) fn new(limit: usize) -> Pins {
-        Pins { limit, held: AtomicUsize::new(0), clock: Mutex::default(), mounts: Mutex::default() }
+        Pins {
+            limit,
+            held: AtomicUsize::new(0),
+            clock: Mutex::default(),
+            keep_removed: AtomicBool::new(false),
+            mounts: Mutex::default(),
+        }
     }
 
     /// Descriptors that nodes have, spares included.
@@ -272,7 +283,7 @@ impl Pins {
             }
             drop(pin.take_spare(self));
             let Some(mount) = self.mount(mount, pin) else { continue };
-            if pin.give_up(&mount) {
+            if pin.give_up(&mount, self.keep_removed.load(Ordering::Relaxed)) {
                 self.held.fetch_sub(1, Ordering::Relaxed);
             } else if pin.holds_fd() {
                 self.clock.lock().push_back(id);
