@@ -45,8 +45,8 @@ class Cache:
         cache_symlinks: Targets of symlinks are kept.
         opens: Each open and close of a file or directory is a message. None leaves it out for directories whose listings are
             kept, and, with `keep_cache`, for the files of a share where its answer would say nothing: one that is read-only,
-            takes no locks on the host, has no policy about single opens, and is served by who may read all of it. False leaves it
-            out for all files. Then the guest alone checks who may open what, its locks hold inside it alone, what the host
+            takes no locks on the host, has no policy about single opens, and is served by who may read all of it. False leaves
+            it out for all files. Then the guest alone checks who may open what, its locks hold inside it alone, what the host
             refuses shows at the first read or write, errors of writes on network file systems at fsync, and what was
             written stays open for writing here for a while, so that the host cannot execute it.
         growth: The timeouts of names and attributes follow the file: so many seconds per second that it has not changed,

@@ -105,6 +105,11 @@ pub trait Mapper: Send + Sync {
 
     /// Takes away what is mapped there.
     fn unmap(&self, offset: u64, len: u64) -> Result<(), Refusal>;
+
+    /// The file of a mapping that is there has become shorter or longer.
+    fn fit(&self, mapping: &Mapping) -> Result<(), Refusal> {
+        self.map(mapping)
+    }
 }
 
 impl<M: Mapper + ?Sized> Mapper for Arc<M> {
@@ -126,5 +131,9 @@ impl<M: Mapper + ?Sized> Mapper for Arc<M> {
 
     fn unmap(&self, offset: u64, len: u64) -> Result<(), Refusal> {
         (**self).unmap(offset, len)
+    }
+
+    fn fit(&self, mapping: &Mapping) -> Result<(), Refusal> {
+        (**self).fit(mapping)
     }
 }

@@ -281,6 +281,17 @@ impl<M: Mapper> Window<M> {
         Ok(())
     }
 
+    /// Fits those that `which` names to what their files are now, one after the other. Answers how many.
+    pub fn fit(&self, which: impl Fn(&Mapping) -> bool) -> Result<usize, Refusal> {
+        let table = self.table.lock();
+        let mut count = 0;
+        for mapping in table.all().iter().filter(|mapping| which(mapping)) {
+            self.mapper.fit(mapping)?;
+            count += 1;
+        }
+        Ok(count)
+    }
+
     /// Maps those that `which` names once more, where they are. Answers how many.
     pub(crate) fn map_again(&self, which: impl Fn(&Mapping) -> bool) -> Result<usize, Refusal> {
         let table = self.table.lock();

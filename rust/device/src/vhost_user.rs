@@ -8,6 +8,7 @@ mod away;
 mod backchannel;
 mod connection;
 mod endless;
+mod guard;
 mod session;
 mod shmem;
 mod vring;
@@ -259,7 +260,8 @@ impl Shared {
         self.connected.store(true, Ordering::Relaxed);
         tracing::info!(number, tag = config.identity.tag(), "a VMM is connected");
         let pool = Arc::new(Pool::new(config.slow_threads));
-        let window = config.window.map(Shmem::new).transpose().map(|window| window.map(Arc::new));
+        let table = notices.map(|notices| Arc::clone(notices.table()));
+        let window = config.window.map(|window| Shmem::new(window, table)).transpose();
         let (window, failed) = match window {
             Ok(window) => (window, None),
             Err(error) => (None, Some(error)),

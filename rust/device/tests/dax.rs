@@ -6,13 +6,14 @@ use std::os::unix::fs::FileExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use vhost::vhost_user::message::{BackendReq, FrontendReq};
+use virtiofs_coherence::Table;
 use virtiofs_dax::{GRANULE, PAGE};
-use virtiofs_device::Identity;
 use virtiofs_device::vhost_user::{Config, Daemon, Source, WindowSettings};
+use virtiofs_device::{Identity, Notices};
 use virtiofs_fuse::wire::{RemovemappingOne, SetattrIn, SetupmappingIn, bits, fattr, init};
 use virtiofs_fuse::{Limits, Server};
 use virtiofs_guest::{Client, Connection, Error, Guest, LINUX_FLAGS, Mapped, Options};
@@ -430,4 +431,131 @@ fn a_guest_that_maps_everything_is_refused_where_not_everything_can_be_mapped() 
         })
         .unwrap();
     assert_eq!(reply.bytes.get(4..8), Some(&(-libc::EOPNOTSUPP).to_le_bytes()[..]));
+}
+
+/// Waits for what somebody else's thread does.
+fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !done() {
+        assert!(Instant::now() < deadline, "never: {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// What the front end has mapped: where, and how much.
+fn laid(guest: &Guest) -> Vec<(u64, u64)> {
+    window(guest).mappings().iter().map(|mapping| (mapping.offset, mapping.len)).collect()
+}
+
+/// A number for each mapping that was ever made.
+fn keys(guest: &Guest) -> Vec<u64> {
+    window(guest).mappings().iter().map(|mapping| mapping.file.key()).collect()
+}
+
+#[test]
+fn zeros_take_the_place_of_what_somebody_cuts_off_until_it_is_there_again() {
+    for options in [Some(dax()), strict()].into_iter().flatten() {
+        let share = Share::new(USUAL);
+        let host = share.host("file");
+        host.set_len(GRANULE + 100).unwrap();
+        let guest = share.guest(options);
+        map(&guest, "file", 1, WRITE).unwrap();
+        let node = guest.nodeid("file").unwrap();
+        let second =
+            SetupmappingIn { fh: u64::MAX, foffset: GRANULE, len: GRANULE, flags: WRITE, moffset: 2 * GRANULE };
+        guest.client().setupmapping(node, &second).unwrap();
+        assert_eq!(laid(&guest), [(GRANULE, GRANULE), (2 * GRANULE, GRANULE)]);
+
+        let before = keys(&guest)[1];
+        host.set_len(5000).unwrap();
+        let cut = [(GRANULE, 8192), (GRANULE + 8192, GRANULE - 8192), (2 * GRANULE, GRANULE)];
+        until("the mapping is cut", || laid(&guest) == cut && keys(&guest)[2] != before);
+        assert_eq!(bytes(&guest, GRANULE + 4998, 4), [7, 7, 0, 0]);
+        // All of it can be touched, and what is stored behind the end is lost.
+        window(&guest).store(2 * GRANULE + 5, b"lost").unwrap();
+        window(&guest).store(GRANULE + 9000, b"lost").unwrap();
+        window(&guest).store(GRANULE + 1, b"kept").unwrap();
+        let mut back = [0; 4];
+        host.read_exact_at(&mut back, 1).unwrap();
+        assert_eq!((&back, host.metadata().unwrap().len()), (b"kept", 5000));
+
+        // The guest hears that it has grown, so it has to be there.
+        host.write_all_at(b"back", GRANULE + 10).unwrap();
+        assert_eq!(guest.client().getattr(node, None).unwrap().attr.size, GRANULE + 14);
+        assert_eq!(bytes(&guest, 2 * GRANULE + 3, 11), b"\0\0\0\0\0\0\0back");
+        assert_eq!(bytes(&guest, GRANULE + 9000, 4), [0; 4]);
+        window(&guest).store(GRANULE + 9000, b"mine").unwrap();
+        host.read_exact_at(&mut back, 9000).unwrap();
+        assert_eq!(&back, b"mine");
+        unmap(&guest, &[1, 2]).unwrap();
+        assert!(window(&guest).is_empty());
+        guest.unmount().unwrap();
+    }
+}
+
+#[test]
+fn what_is_behind_the_end_from_the_start_is_zeros_and_the_file_once_that_is_longer() {
+    let share = Share::new(USUAL);
+    let guest = share.guest(dax());
+    let node = guest.nodeid("small").unwrap();
+    let behind = SetupmappingIn { fh: u64::MAX, foffset: GRANULE, len: GRANULE, flags: WRITE, moffset: 0 };
+    guest.client().setupmapping(node, &behind).unwrap();
+    window(&guest).store(0, b"nobody's").unwrap();
+    assert_eq!(share.host("small").metadata().unwrap().len(), 10);
+    let file = guest.open("small", libc::O_RDWR, 0).unwrap();
+    file.write_at(GRANULE, b"written").unwrap();
+    assert_eq!(bytes(&guest, 0, 9), b"written\0\0");
+}
+
+#[test]
+fn what_the_guest_cuts_off_itself_stays_as_it_is() {
+    let share = Share::new(USUAL);
+    let guest = share.guest(dax());
+    map(&guest, "file", 0, WRITE).unwrap();
+    map(&guest, "small", 1, WRITE).unwrap();
+    let file = guest.open("file", libc::O_RDWR, 0).unwrap();
+    file.truncate(100).unwrap();
+    // Whatever is heard of the second was heard of the first before.
+    let before = keys(&guest);
+    share.host("small").set_len(0).unwrap();
+    until("the other is zeros", || keys(&guest).last() != before.last());
+    assert_eq!(keys(&guest).first(), before.first(), "never laid anew");
+    assert_eq!(laid(&guest), [(0, GRANULE), (GRANULE, GRANULE)]);
+}
+
+#[test]
+fn the_version_table_is_shown_to_be_read_alone() {
+    let (dir, run) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    fs::write(dir.path().join("file"), [7; 10]).unwrap();
+    let table = Table::anonymous(1024).unwrap();
+    let (root, versions) = (dir.path().into(), Some(Arc::clone(&table)));
+    let config = virtiofs_hostdir::Config { root, versions, ..Default::default() };
+    let fs = Arc::new(HostDir::sharing(config, Arc::default()).unwrap());
+    let want = Limits::default().want | DAX_FLAGS;
+    let server = Arc::new(Server::new(fs, Limits { want, ..Limits::default() }));
+    let socket = run.path().join("s");
+    let source = Source::Listening(UnixListener::bind(&socket).unwrap());
+    let window = Some(WindowSettings { size: GRANULE, mappings: 1, barrier: true, patience: USUAL.patience });
+    let config = Config {
+        identity: Identity::new("share", 1).unwrap(),
+        once: false,
+        slow_threads: 1,
+        window,
+        reconnect: Duration::ZERO,
+    };
+    let daemon = Daemon::new(server, source, config).unwrap().with_notices(Arc::new(Notices::new(table).unwrap()));
+    daemon.begin().unwrap();
+    // A second session gets it as well.
+    for _ in 0..2 {
+        let guest = Guest::connect(&socket, Options { find_versions: true, ..Options::default() }).unwrap();
+        assert_eq!(guest.client().options().versions.as_ref().map(|view| view.slots()), Some(1024));
+        assert_eq!(guest.stat("file").unwrap().size, 10);
+        guest.truncate("file", 5).unwrap();
+        assert_eq!(guest.stat("file").unwrap().size, 5, "the counter has moved");
+        guest.truncate("file", 10).unwrap();
+        guest.unmount().unwrap();
+    }
+    // QEMU 11.1 maps for writing alone.
+    let strict = Guest::connect(&socket, Options { find_versions: true, whole_pages: true, ..Options::default() });
+    assert!(matches!(strict, Err(Error::Protocol(why)) if why.contains("no version table")));
 }

@@ -48,7 +48,13 @@ impl Call<'_> {
                 let fh = (args.getattr_flags & bits::GETATTR_FH != 0).then_some(args.fh);
                 self.reply(&fs.statx(cx, node, fh, args.sx_mask)?)
             }
-            Setattr => self.reply(&fs.setattr(cx, node, &self.arguments()?)?),
+            Setattr => {
+                let args: SetattrIn = self.arguments()?;
+                if args.valid & fattr::SIZE != 0 {
+                    self.resizes(node, args.size);
+                }
+                self.reply(&fs.setattr(cx, node, &args)?)
+            }
             Access => { let args: AccessIn = self.arguments()?; fs.access(cx, node, args.mask)?; self.empty() }
             Readlink => { reply.clear(); fs.readlink(cx, node, reply)?; self.bytes(reply) }
 
@@ -117,6 +123,9 @@ impl Call<'_> {
 
             Open => {
                 let args: OpenIn = self.arguments()?;
+                if args.flags as i32 & libc::O_TRUNC != 0 {
+                    self.resizes(node, 0);
+                }
                 self.reply(&fs.open(cx, node, args.flags, args.open_flags & bits::OPEN_KILL_SUIDGID != 0)?)
             }
             Read => {
@@ -265,6 +274,14 @@ impl Call<'_> {
             self.server.forget(one.nodeid, one.nlookup);
         }
         Ok(0)
+    }
+
+    fn resizes(&self, node: u64, size: u64) {
+        if self.server.has(init::MAP_ALIGNMENT)
+            && let Ok(window) = self.window()
+        {
+            window.resizes(node, size);
+        }
     }
 
     fn window(&self) -> Result<Arc<dyn Window>> {

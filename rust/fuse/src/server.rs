@@ -367,10 +367,11 @@ impl Server {
     /// [`init::HAS_INODE_DAX`] among what it offers. Where nothing can be mapped its files could not be read, so its session is refused.
     fn begin_window(&self, request: &InitIn) -> Result<Option<Mappable>> {
         let offers = u64::from(request.flags) | u64::from(request.flags2) << 32;
+        let Some(window) = self.window() else { return Ok(None) };
+        window.show()?;
         if offers & self.limits.want & init::MAP_ALIGNMENT == 0 {
             return Ok(None);
         }
-        let Some(window) = self.window() else { return Ok(None) };
         let mappable = window.begin()?;
         let maps_all = offers & init::HAS_INODE_DAX == 0;
         if maps_all && !mappable.is_some_and(|mappable| mappable.read_only || !self.fs.read_only()) {

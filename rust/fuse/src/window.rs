@@ -25,7 +25,12 @@ pub struct Mappable {
 
 /// A range of memory that the guest sees, and into which files are mapped for it.
 pub trait Window: Send + Sync {
-    /// A session begins: whatever an earlier one left is unmapped. Answers what can be mapped, `None` for nothing.
+    /// A session begins, whether its guest maps files or not: what else there is to see is shown to it.
+    fn show(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// A session begins in which the guest maps files: whatever an earlier one left is unmapped. Answers what can be mapped, `None` for nothing.
     fn begin(&self) -> Result<Option<Mappable>>;
 
     /// Maps a range of a node's file, over whatever is mapped there. `open` opens the file, for writing too if it is told so.
@@ -33,6 +38,9 @@ pub trait Window: Send + Sync {
 
     /// Takes ranges away.
     fn unmap(&self, ranges: &[RemovemappingOne]) -> Result<()>;
+
+    /// The guest is about to give a node's file this size: what is behind it the guest does not touch any more.
+    fn resizes(&self, _node: u64, _size: u64) {}
 
     /// A request was handled by which a file may have become longer, or the guest hears that it did. The guest has no reply yet.
     fn catch_up(&self) {}

@@ -103,14 +103,7 @@ impl Client {
     }
 
     /// The same over any transport.
-    pub fn over(mut transport: Box<dyn Transport>, mut options: Options) -> Result<Client> {
-        if options.find_versions {
-            let found = transport.versions();
-            options.versions =
-                Some(found.ok_or_else(|| {
-                    Error::Protocol("the device shows no version table (shared memory region 1)".into())
-                })?);
-        }
+    pub fn over(mut transport: Box<dyn Transport>, options: Options) -> Result<Client> {
         let offered = transport.features()?;
         let mut wanted = feature::VERSION_1;
         wanted |= if options.indirect { feature::INDIRECT_DESC } else { 0 };
@@ -149,7 +142,7 @@ impl Client {
         };
         let (peer, window) = (transport.peer(), options.dax.then(|| transport.window()).flatten());
         let caller = [options.uid, options.gid, options.pid].map(AtomicU32::new);
-        let client = Client {
+        let mut client = Client {
             memory,
             transport: Mutex::new(transport),
             hiprio,
@@ -173,6 +166,14 @@ impl Client {
         client.start()?;
         if client.options.init {
             client.init()?;
+        }
+        if client.options.find_versions {
+            // A device in another process has it shown when the session begins.
+            let found = client.transport.lock().versions();
+            client.options.versions =
+                Some(found.ok_or_else(|| {
+                    Error::Protocol("the device shows no version table (shared memory region 1)".into())
+                })?);
         }
         Ok(client)
     }

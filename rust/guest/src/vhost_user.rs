@@ -14,6 +14,7 @@ use crate::memory::{Memory, Region};
 use crate::transport::{Config, Queue, Transport, feature};
 use crate::window::{FrontEnd, Mapped};
 use crate::{Error, Options, Result};
+use virtiofs_coherence::View;
 
 /// Protocol features that this front-end uses where the device has them.
 const WANTED: Protocol = Protocol::MQ
@@ -57,7 +58,7 @@ impl VhostUser {
     /// Negotiates as far as QEMU does before its guest's driver looks at the device: features and protocol features (less those in
     /// `Options::without_protocol_features`), queue number, ownership, the DAX window.
     pub fn new(connection: Connection, options: &Options) -> Result<VhostUser> {
-        let mut wanted = if options.dax { WANTED.union(WINDOW) } else { WANTED };
+        let mut wanted = if options.dax || options.find_versions { WANTED.union(WINDOW) } else { WANTED };
         wanted.set(Protocol::INFLIGHT_SHMFD, options.reconnects);
         let mut ours = VhostUser {
             connection,
@@ -295,6 +296,10 @@ impl Transport for VhostUser {
 
     fn window(&self) -> Option<Arc<Mapped>> {
         self.front_end.as_ref().map(|front_end| Arc::clone(front_end.window()))
+    }
+
+    fn versions(&self) -> Option<Arc<View>> {
+        self.front_end.as_ref()?.versions()
     }
 
     fn peer(&self) -> Option<u32> {

@@ -6,16 +6,18 @@
 //! ([`Settings::barrier`]): the answer comes when the first is done. It maps nothing read-only and nothing behind the end of a
 //! file: that is found out when a session begins, by mapping a file of our own.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use rustix::fs::{CWD, MemfdFlags, Mode, OFlags, fstat, memfd_create, openat};
+use rustix::fs::{CWD, FallocateFlags, MemfdFlags, Mode, OFlags, fstat, memfd_create, openat};
 use vhost::vhost_user::message::{BackendReq, VhostUserMMapFlags, VhostUserShMemConfig};
+use virtiofs_coherence::Table;
 use virtiofs_dax::{GRANULE, MappedFile, Mapper, Mapping, PAGE, Refusal};
 use virtiofs_fuse::wire::{RemovemappingOne, SetupmappingIn};
 use virtiofs_fuse::{Backing, Error, Mappable, Result, Window};
@@ -24,6 +26,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::backchannel::Backchannel;
 use super::endless::Endless;
+use super::guard::Guard;
 use crate::window;
 
 /// How a window is offered.
@@ -57,6 +60,8 @@ pub(super) struct Shmem {
     window: virtiofs_dax::Window<Arc<Link>>,
     link: Arc<Link>,
     found: Mutex<Option<Found>>,
+    /// Of the share's version table, to read alone: region 1.
+    table: Option<Arc<Table>>,
 }
 
 /// What the front end turned out to do.
@@ -81,8 +86,18 @@ pub(super) struct Link {
     asked: AtomicBool,
     /// Files without an end, where the front end needs them.
     endless: Mutex<Option<Endless>>,
-    /// What was sent to be mapped, to be known again in the memory table.
+    /// What was sent to be mapped: parts of mappings, and known again in the memory table.
     sent: Mutex<Vec<Sent>>,
+    /// Files that somebody has made shorter, by key, until they have grown again.
+    shorter: Mutex<HashSet<u64>>,
+    /// Pages of zeros for what is behind the end of a file, each at its place in the window.
+    zeros: OwnedFd,
+    /// Some of them are mapped.
+    zeroed: AtomicBool,
+    /// A file was made shorter while nothing could be said.
+    missed: AtomicBool,
+    /// Says when a mapped file becomes shorter, if anybody can.
+    guard: OnceLock<Guard>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,10 +106,27 @@ struct Sent {
     file_offset: u64,
     len: u64,
     offset: u64,
+    /// Zeros, and not the file.
+    zeros: bool,
+    /// The front end has said that it is there.
+    sure: bool,
 }
 
+impl Sent {
+    fn end(&self) -> u64 {
+        self.offset + self.len
+    }
+}
+
+/// Regions of the specification: the DAX window, and the version table (docs/version-table.md).
+const WINDOW: u64 = 0;
+const TABLE: u64 = 1;
+
 impl Shmem {
-    pub(super) fn new(settings: Settings) -> io::Result<Shmem> {
+    /// A window, and beside it the version table of the share, if that is no larger.
+    pub(super) fn new(settings: Settings, table: Option<Arc<Table>>) -> io::Result<Arc<Shmem>> {
+        let zeros = memfd_create(c"virtiofs-dax-zeros", MemfdFlags::CLOEXEC)?;
+        rustix::fs::ftruncate(&zeros, settings.size)?;
         let link = Arc::new(Link {
             settings,
             channel: Mutex::new(None),
@@ -103,16 +135,39 @@ impl Shmem {
             asked: AtomicBool::new(false),
             endless: Mutex::new(None),
             sent: Mutex::default(),
+            shorter: Mutex::default(),
+            zeros,
+            zeroed: AtomicBool::new(false),
+            missed: AtomicBool::new(false),
+            guard: OnceLock::new(),
         });
         link.halt.signal();
         let window = virtiofs_dax::Window::new(Arc::clone(&link), settings.size, settings.mappings);
-        Ok(Shmem { window: window.map_err(io::Error::other)?, link, found: Mutex::new(None) })
+        let window = window.map_err(io::Error::other)?;
+        let table = table.filter(|table| table.size() as u64 <= settings.size);
+        let shmem = Arc::new(Shmem { window, link, found: Mutex::new(None), table });
+        let weak = Arc::downgrade(&shmem);
+        let guard = Guard::new(Box::new(move |key| {
+            if let Some(shmem) = Weak::upgrade(&weak) {
+                shmem.became_shorter(key);
+            }
+        }));
+        match guard {
+            Ok(guard) => _ = shmem.link.guard.set(guard),
+            Err(error) => tracing::warn!(%error, "mapped files that become shorter go unnoticed"),
+        }
+        Ok(shmem)
     }
 
     /// The answer to GET_SHMEM_CONFIG.
     pub(super) fn config(&self) -> Vec<u8> {
         self.link.asked.store(true, Ordering::Relaxed);
-        let config = VhostUserShMemConfig::new(1, &[self.window.size()]);
+        // QEMU 11.1 wants a power of two of all regions together, so the table's is as large as the window. It is not filled.
+        let size = self.window.size();
+        let config = match &self.table {
+            None => VhostUserShMemConfig::new(1, &[size]),
+            Some(_) => VhostUserShMemConfig::new(2, &[size, size]),
+        };
         vm_memory::ByteValued::as_slice(&config).to_vec()
     }
 
@@ -136,6 +191,38 @@ impl Shmem {
         self.link.halted.swap(false, Ordering::SeqCst)
     }
 
+    /// A file has become shorter, or any file may have: zeros take the place of what is gone.
+    fn became_shorter(&self, key: Option<u64>) {
+        let fitted = match key {
+            Some(key) => {
+                self.link.shorter.lock().insert(key);
+                self.window.fit(|mapping| mapping.file.key() == key)
+            }
+            None => {
+                let all = self.window.mappings();
+                self.link.shorter.lock().extend(all.iter().map(|mapping| mapping.file.key()));
+                self.window.fit(|_| true)
+            }
+        };
+        match fitted {
+            Ok(count) => tracing::info!(count, "a mapped file was made shorter: zeros take the place of what is gone"),
+            // The next request does it: `catch_up`.
+            Err(Refusal::Halted) => self.link.missed.store(true, Ordering::SeqCst),
+            Err(refusal) => tracing::warn!(%refusal, "a mapped file was made shorter, and the VMM may end by it"),
+        }
+    }
+
+    /// Shows the guest the version table, to be read alone: what guests could write would be no proof for others.
+    fn show_table(&self, table: &Table) -> Result<(), Refusal> {
+        let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&table.fd()));
+        let reader = openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map_err(io::Error::from)?;
+        let len = (table.size() as u64).next_multiple_of(PAGE);
+        let place = Place { region: TABLE, file_offset: 0, offset: 0, len, flags: 0 };
+        // What an earlier session left, if it did.
+        let _ = self.link.ask(BackendReq::SHMEM_UNMAP, place.as_bytes(), None)?;
+        self.link.settle(self.link.ask(BackendReq::SHMEM_MAP, place.as_bytes(), Some(reader.as_fd()))?)
+    }
+
     /// The offset in the window, if this part of a memory table is a mapping of ours.
     pub(super) fn offset_of(&self, file: &File, file_offset: u64, len: u64) -> Option<u64> {
         let file = identity(file.as_fd()).ok()?;
@@ -150,7 +237,22 @@ impl Shmem {
         self.window.size()
     }
 
-    /// What the front end maps, found out by trying.
+    /// What the front end maps, found out when that is first asked.
+    fn known(&self) -> Result<Found> {
+        let found = &mut *self.found.lock();
+        Ok(match *found {
+            Some(known) => known,
+            None => *found.insert(self.probe().or_else(|refusal| match refusal {
+                Refusal::Halted => Err(Error::Halted),
+                refusal => {
+                    tracing::warn!(%refusal, "the VMM's DAX window cannot be used");
+                    Ok(Found::Nothing)
+                }
+            })?),
+        })
+    }
+
+    /// The same by trying.
     fn probe(&self) -> Result<Found, Refusal> {
         let link = &*self.link;
         if !link.asked.load(Ordering::Relaxed) {
@@ -188,19 +290,26 @@ impl Shmem {
 }
 
 impl Window for Shmem {
+    fn show(&self) -> Result<()> {
+        let Some(table) = &self.table else { return Ok(()) };
+        let Found::Maps { read_only: true } = self.known()? else { return Ok(()) };
+        match self.show_table(table) {
+            Err(Refusal::Halted) => Err(Error::Halted),
+            Err(refusal) => {
+                tracing::warn!(%refusal, "the VMM does not show the version table");
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        }
+    }
+
     fn begin(&self) -> Result<Option<Mappable>> {
         self.window.clear().map_err(window::error)?;
-        let found = &mut *self.found.lock();
-        let known = match *found {
-            Some(known) => known,
-            None => *found.insert(self.probe().or_else(|refusal| match refusal {
-                Refusal::Halted => Err(Error::Halted),
-                refusal => {
-                    tracing::warn!(%refusal, "the VMM's DAX window cannot be used");
-                    Ok(Found::Nothing)
-                }
-            })?),
-        };
+        self.link.shorter.lock().clear();
+        if let Some(guard) = self.link.guard.get() {
+            guard.clear();
+        }
+        let known = self.known()?;
         Ok(match known {
             Found::Nothing => None,
             Found::Maps { read_only } => Some(Mappable { alignment: PAGE.trailing_zeros() as u16, read_only }),
@@ -216,6 +325,29 @@ impl Window for Shmem {
 
     fn unmap(&self, ranges: &[RemovemappingOne]) -> Result<()> {
         window::unmap(&self.window, ranges)
+    }
+
+    fn resizes(&self, node: u64, size: u64) {
+        if let Some(guard) = self.link.guard.get() {
+            guard.own(node, size);
+        }
+    }
+
+    /// A file that was made shorter may be longer again: what the guest is about to be told must be there.
+    fn catch_up(&self) {
+        let missed = self.link.missed.swap(false, Ordering::SeqCst);
+        if !missed && !self.link.zeroed.load(Ordering::SeqCst) {
+            return;
+        }
+        let zeros = self.link.zeros();
+        let concerned = |mapping: &Mapping| {
+            zeros.iter().any(|at| (mapping.offset..mapping.offset + mapping.len).contains(at))
+                || self.link.is_shorter(mapping)
+        };
+        if let Err(refusal) = self.window.fit(|mapping| concerned(mapping) && self.link.differs(mapping)) {
+            tracing::warn!(%refusal, "zeros stay where a file has grown again");
+            self.link.missed.store(true, Ordering::SeqCst);
+        }
     }
 
     fn end(&self) {
@@ -285,27 +417,159 @@ impl Mapper for Link {
     }
 
     fn map(&self, mapping: &Mapping) -> Result<(), Refusal> {
-        let fd = mapping.file.to_map();
-        let Mapping { file_offset, len, offset, .. } = *mapping;
+        if let Some(guard) = self.guard.get()
+            && let Err(error) = guard.watch(&mapping.file)
+        {
+            tracing::debug!(%error, "a mapped file cannot be watched");
+        }
+        self.lay(mapping, self.lasts(mapping))
+    }
+
+    fn unmap(&self, offset: u64, len: u64) -> Result<(), Refusal> {
+        let parts = self.parts(offset, offset + len);
+        if parts.is_empty() {
+            return self.take(offset, len);
+        }
+        let answer = parts.iter().map(|part| self.remove(part)).fold(Ok(()), Result::and);
+        self.count_zeros();
+        answer
+    }
+
+    fn fit(&self, mapping: &Mapping) -> Result<(), Refusal> {
+        self.lay(mapping, self.lasts(mapping))
+    }
+}
+
+/// What is laid where: a mapping is its file up to where that lasts, and zeros behind.
+impl Link {
+    /// How many bytes of a mapping are to be the file. A file is mapped beyond its end, since it may grow at any time; but not where it ends
+    /// before the mapping begins, so that the guest has a wrong idea of it, nor once somebody has made it shorter.
+    fn lasts(&self, mapping: &Mapping) -> u64 {
+        let Ok(status) = fstat(mapping.file.fd()) else { return mapping.len };
+        let end = (status.st_size as u64).next_multiple_of(PAGE);
+        let inside = end.saturating_sub(mapping.file_offset).min(mapping.len);
+        if inside == 0 || self.is_shorter(mapping) { inside } else { mapping.len }
+    }
+
+    fn is_shorter(&self, mapping: &Mapping) -> bool {
+        self.shorter.lock().contains(&mapping.file.key())
+    }
+
+    /// Where zeros are.
+    fn zeros(&self) -> Vec<u64> {
+        self.sent.lock().iter().filter(|sent| sent.zeros).map(|sent| sent.offset).collect()
+    }
+
+    /// Whether a mapping has zeros where there is file now, or the reverse.
+    fn differs(&self, mapping: &Mapping) -> bool {
+        let zeros = self.parts(mapping.offset, mapping.offset + mapping.len).into_iter().find(|part| part.zeros);
+        let laid = zeros.map_or(mapping.len, |part| part.offset - mapping.offset);
+        let lasts = self.lasts(mapping);
+        if lasts > laid {
+            // It has grown: it may go on, and is mapped beyond its end as any other.
+            self.shorter.lock().remove(&mapping.file.key());
+        }
+        lasts != laid
+    }
+
+    fn parts(&self, start: u64, end: u64) -> Vec<Sent> {
+        let mut parts: Vec<_> =
+            self.sent.lock().iter().filter(|sent| sent.offset >= start && sent.end() <= end).copied().collect();
+        parts.sort_by_key(|part| part.offset);
+        parts
+    }
+
+    /// Sees to it that the first `lasts` bytes of a mapping are its file and the rest zeros. What is right already is left alone.
+    fn lay(&self, mapping: &Mapping, lasts: u64) -> Result<(), Refusal> {
+        let answer = self.lay_parts(mapping, lasts);
+        self.count_zeros();
+        answer
+    }
+
+    /// Not before all is done: until then whoever has news of a file for the guest waits ([`Window::catch_up`]).
+    fn count_zeros(&self) {
+        self.zeroed.store(!self.zeros().is_empty(), Ordering::SeqCst);
+    }
+
+    fn lay_parts(&self, mapping: &Mapping, lasts: u64) -> Result<(), Refusal> {
+        let (start, middle, end) = (mapping.offset, mapping.offset + lasts, mapping.offset + mapping.len);
+        let mut laid = Vec::new();
+        for part in self.parts(start, end) {
+            let right = if part.zeros { part.offset >= middle } else { part.end() <= middle };
+            if right && part.sure {
+                laid.push((part.offset, part.end()));
+            } else {
+                match self.remove(&part) {
+                    Err(Refusal::Halted) => return Err(Refusal::Halted),
+                    Err(refusal) => {
+                        tracing::debug!(%refusal, offset = part.offset, "a part of a mapping was gone already")
+                    }
+                    Ok(()) => {}
+                }
+            }
+        }
+        let mut at = start;
+        while at < end {
+            if let Some((_, after)) = laid.iter().find(|(from, _)| *from == at) {
+                at = *after;
+                continue;
+            }
+            let next = laid.iter().map(|(from, _)| *from).filter(|from| *from > at).min().unwrap_or(end);
+            let until = if at < middle { next.min(middle) } else { next };
+            self.add(mapping, at, until - at, at >= middle)?;
+            at = until;
+        }
+        Ok(())
+    }
+
+    /// Maps one part of a mapping: of its file, or of zeros.
+    fn add(&self, mapping: &Mapping, offset: u64, len: u64, zeros: bool) -> Result<(), Refusal> {
+        let (fd, file_offset) = match zeros {
+            true => (self.zeros.as_fd(), offset),
+            false => (mapping.file.to_map(), mapping.file_offset + (offset - mapping.offset)),
+        };
         let flags = if mapping.writable { VhostUserMMapFlags::WRITABLE } else { VhostUserMMapFlags::empty() };
-        let sent = Sent { file: identity(fd)?, file_offset, len, offset };
+        let sent = Sent { file: identity(fd)?, file_offset, len, offset, zeros, sure: true };
         self.sent.lock().push(sent);
-        let place = Place { region: 0, file_offset, offset, len, flags: flags.bits() };
+        if zeros {
+            self.zeroed.store(true, Ordering::SeqCst);
+        }
+        let place = Place { region: WINDOW, file_offset, offset, len, flags: flags.bits() };
         let answer = self.ask(BackendReq::SHMEM_MAP, place.as_bytes(), Some(fd)).and_then(|answer| self.settle(answer));
         if answer.is_ok() && self.settings.barrier {
             // Whatever the answer: there is no such object, and nothing was asked but whether the last request is done.
             self.ask(BackendReq::SHARED_OBJECT_LOOKUP, &[0; 16], None)?;
         }
-        if answer.is_err() {
-            self.sent.lock().retain(|other| *other != sent);
+        match &answer {
+            Ok(()) => {}
+            // It may be there, and is taken away before anything else is put there.
+            Err(Refusal::Halted) => self.doubt(offset),
+            Err(_) => self.sent.lock().retain(|other| *other != sent),
         }
         answer
     }
 
-    fn unmap(&self, offset: u64, len: u64) -> Result<(), Refusal> {
-        let place = Place { region: 0, file_offset: 0, offset, len, flags: 0 };
-        let answer = self.settle(self.ask(BackendReq::SHMEM_UNMAP, place.as_bytes(), None)?);
-        self.sent.lock().retain(|sent| sent.offset != offset);
+    fn remove(&self, part: &Sent) -> Result<(), Refusal> {
+        let answer = self.take(part.offset, part.len);
+        if let Err(Refusal::Halted) = answer {
+            self.doubt(part.offset);
+            return answer;
+        }
+        self.sent.lock().retain(|sent| sent.offset != part.offset);
+        if part.zeros {
+            // What the guest has stored there is nobody's.
+            let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            let _ = rustix::fs::fallocate(&self.zeros, hole, part.offset, part.len);
+        }
         answer
+    }
+
+    fn doubt(&self, offset: u64) {
+        self.sent.lock().iter_mut().filter(|sent| sent.offset == offset).for_each(|sent| sent.sure = false);
+    }
+
+    fn take(&self, offset: u64, len: u64) -> Result<(), Refusal> {
+        let place = Place { region: WINDOW, file_offset: 0, offset, len, flags: 0 };
+        self.settle(self.ask(BackendReq::SHMEM_UNMAP, place.as_bytes(), None)?)
     }
 }
