@@ -11,12 +11,13 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.daemon import Start
 from tests.errnos import fails
-from virtiofs import Passthrough, Server, serve
+from virtiofs import ConfigError, Passthrough, Server, serve
 from virtiofs.testing import Guest
 
 
@@ -309,3 +310,18 @@ def test_directory_removed_while_it_is_served(share: Path) -> None:
         with fails(errno.ENOENT):
             guest.write_file("new", b"")
         assert guest.client.getattr(1).is_dir
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"reconnect_timeout": -1.0}, "0 to 86400 seconds, not -1.0"),
+        ({"reconnect_timeout": float("nan")}, "0 to 86400 seconds, not nan"),
+        ({"migration_on_error": "perhaps"}, "choose one of abort, guest-error"),
+    ],
+)
+def test_what_becomes_of_a_guest_that_went_away_is_one_of_few_things(share: Path, wrong: Any, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        Server(Passthrough(share), socket="s", **wrong)
+    server = Server(Passthrough(share), socket="s", reconnect_timeout=0, migration_on_error="guest-error")
+    assert (server.reconnect_timeout, server.migration_on_error) == (0, "guest-error")

@@ -552,6 +552,7 @@ class Daemon:
         request_queues: int,
         once: bool,
         reconnect: float,
+        may_lose: bool,
         slow_threads: int,
         want: int,
         dax_window: int,

@@ -105,6 +105,12 @@ def _serve_options(parser: argparse.ArgumentParser) -> None:
         default=30.0,
         help="keep what a guest has while its VMM is away, if that can come back (30); 0: do not",
     )
+    group.add_argument(
+        "--migration-on-error",
+        metavar="WHAT",
+        default="abort",
+        help="abort, or guest-error: take a guest that migrates here though files of it are missing (abort)",
+    )
 
     group = parser.add_argument_group("device")
     group.add_argument("--tag", default="virtiofs", help="name by which guests mount it (virtiofs)")
@@ -428,7 +434,7 @@ def _explain(arguments: argparse.Namespace) -> int:
 
 def _device(arguments: argparse.Namespace) -> dict[str, Any]:
     """Returns what the options of the device and its socket say, by the names of `Share`."""
-    socket = ("once", "reconnect_timeout", "socket_mode", "socket_group")
+    socket = ("once", "reconnect_timeout", "migration_on_error", "socket_mode", "socket_group")
     names = ("tag", "request_queues", *socket, "dax_window", "dax")
     return {name: getattr(arguments, name) for name in names}
 

@@ -42,6 +42,8 @@ class Share:
         once: End with the first guest instead of waiting for the next.
         reconnect_timeout: Seconds for which the session of a VMM whose connection is lost is kept, if it can come back; 0 for
             not at all.
+        migration_on_error: What becomes of a guest that is migrated here if a part of what it has is not here: abort or
+            guest-error.
         socket_mode: Permission bits of the socket.
         socket_group: Group of the socket; None leaves that of the process.
         slow_threads: Threads for requests that have to wait for a disk, at most.
@@ -84,6 +86,7 @@ class Share:
     request_queues: int = field(default_factory=default_request_queues)
     once: bool = False
     reconnect_timeout: float = 30.0
+    migration_on_error: Literal["abort", "guest-error"] = "abort"
     socket_mode: int = 0o600
     socket_group: str | None = None
     slow_threads: int = 16
@@ -180,6 +183,7 @@ class Share:
             request_queues=self.request_queues,
             once=self.once,
             reconnect_timeout=self.reconnect_timeout,
+            migration_on_error=self.migration_on_error,
             socket_mode=self.socket_mode,
             socket_group=self.socket_group,
             slow_threads=self.slow_threads,

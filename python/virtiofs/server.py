@@ -6,7 +6,7 @@ import select
 import shlex
 import socket as _sockets
 from collections.abc import Callable
-from typing import Final, Self
+from typing import Final, Literal, Self
 
 from . import _core, running
 from .dax import FLAGS, window
@@ -43,6 +43,8 @@ class Server:
         reconnect_timeout: Seconds for which what a guest has (nodes, open files, locks) is kept when the connection to its
             VMM is lost, for a VMM that can come back (VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD); 0 for not at all. Another VMM
             ends it. See docs/reconnection.md.
+        migration_on_error: What becomes of a guest that is migrated here when a part of what it has is not here: ``abort``
+            refuses it, ``guest-error`` lets it go on, with ESTALE and EBADF for that part.
         socket_mode: Permission bits of the socket.
         socket_group: Name or number of the group of the socket; None leaves that of the process.
         slow_threads: Threads, at most, for requests that have to wait for a disk. They are made when needed and go when idle.
@@ -65,6 +67,7 @@ class Server:
         request_queues: int | None = None,
         once: bool = False,
         reconnect_timeout: float = 30.0,
+        migration_on_error: Literal["abort", "guest-error"] = "abort",
         socket_mode: int = 0o600,
         socket_group: str | int | None = None,
         slow_threads: int = 16,
@@ -86,12 +89,15 @@ class Server:
             raise ConfigError(f"threads for slow requests are 1 to 1024, not {slow_threads}")
         if not 0 <= reconnect_timeout <= 86_400:
             raise ConfigError(f"a lost connection is waited for 0 to 86400 seconds, not {reconnect_timeout}")
+        if migration_on_error not in ("abort", "guest-error"):
+            raise ConfigError(f"unknown value {migration_on_error!r}: choose one of abort, guest-error")
         self.fs: Final = fs
         self.path: Final = None if socket is None else os.fspath(socket)
         self.tag: Final = tag
         self.request_queues: Final = request_queues
         self.once: Final = once
         self.reconnect_timeout: Final = reconnect_timeout
+        self.migration_on_error: Final = migration_on_error
         self.slow_threads: Final = slow_threads
         self.dax_window: Final = window(dax_window)
         if self.dax_window and not explain(fs).maps_files:
@@ -153,6 +159,7 @@ class Server:
                 request_queues=self.request_queues,
                 once=self.once,
                 reconnect=self.reconnect_timeout,
+                may_lose=self.migration_on_error == "guest-error",
                 slow_threads=self.slow_threads,
                 want=self.fs.init_flags | (FLAGS if self.dax_window else 0),
                 dax_window=self.dax_window,

@@ -64,7 +64,7 @@ fn main() {
     let (mappings, patience) = (granules as usize, Duration::from_secs(10));
     let window = Some(WindowSettings { size: size as u64, mappings, barrier: false, patience });
     let identity = Identity::new("dax", 1).expect("a tag");
-    let config = Config { identity, once: false, slow_threads: 4, window, reconnect: Duration::ZERO };
+    let config = Config { identity, once: false, slow_threads: 4, window, reconnect: Duration::ZERO, may_lose: false };
     let _daemon = Daemon::start(server, Source::Listening(listener), config).expect("a daemon");
     let guest = Guest::connect(&run.path().join("s"), Options { dax: true, ..Options::default() }).expect("a guest");
     let node = guest.nodeid("file").expect("a node");

@@ -24,7 +24,7 @@ fn main() -> std::io::Result<()> {
     Daemon::start(
         server,
         source,
-        Config { identity, once: true, slow_threads: 16, window: None, reconnect: Duration::ZERO },
+        Config { identity, once: true, slow_threads: 16, window: None, reconnect: Duration::ZERO, may_lose: false },
     )?
     .wait(None);
     Ok(())

@@ -59,6 +59,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             slow_threads: 2,
             window: None,
             reconnect: Duration::ZERO,
+            may_lose: false,
         };
         let daemon = Daemon::start(Arc::clone(&server), source, settings)?;
         let versions = remembers.then(|| Arc::clone(&view));

@@ -127,6 +127,7 @@ impl Queue {
 
     /// The queue of a device that went before: it takes these once more before all others.
     pub(crate) fn take_again(&mut self, heads: Vec<u16>) {
+        self.stopped_at = None;
         self.again = heads;
     }
 

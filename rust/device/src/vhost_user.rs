@@ -11,6 +11,7 @@ mod endless;
 mod guard;
 mod session;
 mod shmem;
+mod transfer;
 mod vring;
 
 use std::io;
@@ -66,6 +67,8 @@ pub struct Config {
     /// How long a session is kept whose VMM lost its connection and can prove to be the same when it comes back (INFLIGHT_SHMFD). Zero: not
     /// at all. A daemon that ends with its VMM, or has a window, keeps none.
     pub reconnect: Duration,
+    /// Take a session that another device has saved though a part of what its guest has is lost: that is stale for it.
+    pub may_lose: bool,
 }
 
 /// What a daemon has done and is doing.
@@ -270,7 +273,7 @@ impl Shared {
         let waits = door.is_some() && !config.once && config.window.is_none();
         let patience = if waits { config.reconnect } else { Duration::ZERO };
         let server = Arc::clone(&self.server);
-        let mut session = Session::new(&config.identity, server, pool, window, notices.cloned(), patience, away);
+        let mut session = Session::new(config, server, pool, window, notices.cloned(), patience, away);
         let served = failed.map_or(Ok(()), Err).and_then(|()| {
             let door = door.map(|door| door.as_fd().try_clone_to_owned()).transpose()?;
             session.run(&mut Connection::new(stream, door)?, &self.stop)

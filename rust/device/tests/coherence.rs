@@ -400,7 +400,7 @@ fn seat(root: &Path, table: &Arc<Table>, tells: bool) -> Seat {
     let daemon = Daemon::start(
         Arc::clone(&server),
         source,
-        Config { identity, once: false, slow_threads: 2, window: None, reconnect: Duration::ZERO },
+        Config { identity, once: false, slow_threads: 2, window: None, reconnect: Duration::ZERO, may_lose: false },
     )
     .unwrap();
     let view = tells.then(|| Arc::new(View::new(table.fd()).unwrap()));

@@ -55,7 +55,7 @@ impl Share {
         let daemon = Daemon::start(
             server,
             source,
-            Config { identity, once: false, slow_threads: 4, window, reconnect: Duration::ZERO },
+            Config { identity, once: false, slow_threads: 4, window, reconnect: Duration::ZERO, may_lose: false },
         )
         .unwrap();
         Share { dir, run, daemon }

@@ -40,7 +40,7 @@ impl Share {
         let source = Source::Listening(UnixListener::bind(run.path().join("s")).unwrap());
         let identity = Identity::new("share", 1).unwrap();
         let reconnect = Duration::from_secs(5);
-        let config = Config { identity, once: false, slow_threads: 4, window: None, reconnect };
+        let config = Config { identity, once: false, slow_threads: 4, window: None, reconnect, may_lose: false };
         let daemon = Daemon::start(server, source, config).unwrap();
         Share { run, daemon, _dir: dir, _alone: alone }
     }

@@ -36,7 +36,7 @@ impl Share {
         let daemon = Daemon::start(
             server,
             source,
-            Config { identity, once: false, slow_threads: 4, window: None, reconnect: Duration::ZERO },
+            Config { identity, once: false, slow_threads: 4, window: None, reconnect: Duration::ZERO, may_lose: false },
         )
         .unwrap();
         Share { dir, run, fs, daemon }
@@ -181,7 +181,7 @@ fn a_lock_is_waited_for_across_two_guests_while_the_queue_goes_on() {
     let _daemon = Daemon::start(
         server,
         source,
-        Config { identity, once: false, slow_threads: 4, window: None, reconnect: Duration::ZERO },
+        Config { identity, once: false, slow_threads: 4, window: None, reconnect: Duration::ZERO, may_lose: false },
     )
     .unwrap();
 

@@ -55,7 +55,7 @@ impl Share {
         let _ = fs::remove_file(self.socket());
         let source = Source::Listening(UnixListener::bind(self.socket()).unwrap());
         let identity = Identity::new("share", 2).unwrap();
-        let config = Config { identity, once: false, slow_threads: 4, window: None, reconnect };
+        let config = Config { identity, once: false, slow_threads: 4, window: None, reconnect, may_lose: false };
         self.daemon = Some(Daemon::start(server, source, config).unwrap());
     }
 

@@ -50,7 +50,7 @@ impl Drop for Daemon {
 #[pymethods]
 impl Daemon {
     #[new]
-    #[pyo3(signature = (fs, fd, *, tag, request_queues, once, reconnect, slow_threads, want, dax_window, dax_barrier, follow=None))]
+    #[pyo3(signature = (fs, fd, *, tag, request_queues, once, reconnect, may_lose, slow_threads, want, dax_window, dax_barrier, follow=None))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         py: Python<'_>,
@@ -60,6 +60,7 @@ impl Daemon {
         request_queues: u16,
         once: bool,
         reconnect: f64,
+        may_lose: bool,
         slow_threads: usize,
         want: u64,
         dax_window: u64,
@@ -79,7 +80,7 @@ impl Daemon {
         };
         let reconnect =
             Duration::try_from_secs_f64(reconnect).map_err(|error| PyValueError::new_err(error.to_string()))?;
-        let config = Config { identity, once, slow_threads, window, reconnect };
+        let config = Config { identity, once, slow_threads, window, reconnect, may_lose };
         let notices = follow.map(|versions| versions.notices()).transpose()?;
         let served = fs.open(py, Limits { want, ..Limits::default() })?;
         let made = py.detach(|| Native::new(Arc::clone(&served.server), Source::from_fd(fd)?, config));

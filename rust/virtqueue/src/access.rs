@@ -67,12 +67,16 @@ impl Hold {
         self.region.as_ptr().addr()
     }
 
+    /// The host addresses of what of `len` bytes lies in this region: none, where they do not ascend.
+    fn overlap(&self, host: usize, len: usize) -> (usize, usize) {
+        (host.max(self.host()), host.saturating_add(len).min(self.host() + self.len()))
+    }
+
     /// Marks what of `len` bytes at a host address lies in this region.
     fn mark_host(&self, host: usize, len: usize) {
-        let (start, end) = (self.host(), self.host() + self.len());
-        let (from, to) = (host.max(start), host.saturating_add(len).min(end));
+        let (from, to) = self.overlap(host, len);
         if let (Some(dirty), true) = (&self.dirty, from < to) {
-            dirty.set_addr_range(from - start, to - from);
+            dirty.set_addr_range(from - self.host(), to - from);
         }
     }
 
@@ -251,11 +255,14 @@ impl Memory {
     /// Whether it is noted which pages are written.
     #[inline]
     pub(crate) fn tracks(&self) -> bool {
-        self.track
+        self.track || self.log.is_some()
     }
 
     /// Notes that the device has written these bytes.
     pub(crate) fn mark(&self, address: u64, len: usize) {
+        if let Some(log) = &self.log {
+            log.mark(address, len);
+        }
         if !self.track {
             return;
         }
@@ -271,6 +278,13 @@ impl Memory {
     /// Notes that the device has written bytes that are mapped at `host`.
     pub(crate) fn mark_host(&self, host: *const u8, len: usize) {
         self.holds.iter().for_each(|hold| hold.mark_host(host.addr(), len));
+        let Some(log) = &self.log else { return };
+        for hold in &self.holds {
+            let (from, to) = hold.overlap(host.addr(), len);
+            if from < to {
+                log.mark(hold.start() + (from - hold.host()) as u64, to - from);
+            }
+        }
     }
 
     /// Pages that were written by the device or by [`Memory::write`] and [`Memory::store`] since they were last cleared: guest addresses

@@ -10,6 +10,7 @@ mod chain;
 mod descriptors;
 mod event;
 mod inflight;
+mod log;
 mod memory;
 mod ring;
 
@@ -17,5 +18,6 @@ pub use access::{Keep, PAGE, Piece};
 pub use chain::Chain;
 pub use event::{Event, Waiter, Wake};
 pub use inflight::{Area, Inflight};
+pub use log::DirtyLog;
 pub use memory::{Memory, MemoryError, Region, Remote, SharedMemory};
 pub use ring::{Available, Popped, RingConfig, RingError, Used, split, used_index};

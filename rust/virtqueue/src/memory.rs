@@ -13,6 +13,7 @@ use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestMemoryRegion, Gu
 
 use virtiofs_guard::Guard;
 
+use crate::DirtyLog;
 use crate::access::{Hold, Keep};
 
 /// Why memory was refused.
@@ -91,6 +92,8 @@ pub struct Memory {
     spans: Vec<Span>,
     /// New regions note which of their pages are written.
     pub(crate) track: bool,
+    /// Where a VMM wants to find what is written, if it does.
+    pub(crate) log: Option<Arc<DirtyLog>>,
     elsewhere: Vec<Elsewhere>,
 }
 
@@ -152,7 +155,8 @@ impl Memory {
     /// Memory of these regions instead, or `None` if it is the same. Regions that are there already stay mapped as they are: a
     /// front end may send its whole table for every small change.
     pub fn replaced_by(&self, regions: Vec<Region>) -> Result<Option<Memory>, MemoryError> {
-        let mut memory = Memory { elsewhere: self.elsewhere.clone(), track: self.track, ..Memory::default() };
+        let mut memory =
+            Memory { elsewhere: self.elsewhere.clone(), track: self.track, log: self.log.clone(), ..Memory::default() };
         for region in regions {
             memory = match self.mapped(&region) {
                 Some((mapped, span)) => {
@@ -165,6 +169,11 @@ impl Memory {
             };
         }
         Ok((memory.spans != self.spans).then_some(memory))
+    }
+
+    /// The same memory, with what is written to it from now on noted in `log`, or no longer.
+    pub fn logged_in(&self, log: Option<Arc<DirtyLog>>) -> Memory {
+        Memory { log, ..self.clone() }
     }
 
     /// This memory, with `size` bytes of remote memory from the guest address `start` on, and nowhere else.

@@ -1,25 +1,31 @@
-//! The conversation with one VMM.
+//! The conversation with one VMM. This file is longer than others: it is the list of all messages.
+
+mod kept;
+mod moved;
 
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures};
 use virtiofs_fuse::Server;
-use virtiofs_virtqueue::{Area, Event, Memory, Region, Remote, SharedMemory};
-use zerocopy::{FromBytes, Immutable, IntoBytes};
+use virtiofs_virtqueue::{Area, DirtyLog, Event, Memory, Region, Remote, SharedMemory};
+use zerocopy::{FromBytes, IntoBytes};
 
+use super::Config;
 use super::away::Away;
 use super::connection::{Connection, Next, Received};
 use super::shmem::Shmem;
+use super::transfer::Transfer;
 use super::vring::{Addresses, Vring};
 use crate::Identity;
-use crate::identity::{CONFIG_SIZE, QUEUE_SIZE_MAX};
+use crate::identity::CONFIG_SIZE;
 use crate::notices::Notices;
 use crate::pool::Pool;
 use crate::worker::Surroundings;
+use moved::{LOG_ALL, NO_FD, said};
 
 /// VHOST_USER_F_PROTOCOL_FEATURES, a feature bit that the guest never sees.
 const PROTOCOL_FEATURES_BIT: u64 = 1 << 30;
@@ -31,8 +37,14 @@ const MEMORY_SLOTS: u64 = 509;
 fn protocol_features(window: bool, keeps: bool) -> VhostUserProtocolFeatures {
     let all = VhostUserProtocolFeatures::MQ | VhostUserProtocolFeatures::REPLY_ACK | VhostUserProtocolFeatures::CONFIG;
     let kept = if keeps { VhostUserProtocolFeatures::INFLIGHT_SHMFD } else { VhostUserProtocolFeatures::empty() };
+    let moves = VhostUserProtocolFeatures::LOG_SHMFD | VhostUserProtocolFeatures::DEVICE_STATE;
     match window {
-        false => all | kept | VhostUserProtocolFeatures::RESET_DEVICE | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS,
+        false => {
+            all | kept
+                | moves
+                | VhostUserProtocolFeatures::RESET_DEVICE
+                | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
+        }
         true => {
             all | VhostUserProtocolFeatures::BACKEND_REQ
                 | VhostUserProtocolFeatures::BACKEND_SEND_FD
@@ -72,16 +84,11 @@ pub(super) struct Session {
     given: Option<Arc<Area>>,
     /// What is kept of a VMM that went away, as long as this one may be the same.
     away: Option<Away>,
-}
-
-/// Body of GET_INFLIGHT_FD, its reply, and SET_INFLIGHT_FD.
-#[derive(FromBytes, IntoBytes, Immutable)]
-#[repr(C)]
-struct InflightBody {
-    size: [u32; 2],
-    offset: [u32; 2],
-    queues: u16,
-    queue_size: u16,
+    /// Where the VMM wants to find which pages were written, once it says so.
+    log: Option<Arc<DirtyLog>>,
+    /// The state of the session on its way.
+    transfer: Option<Transfer>,
+    may_lose: bool,
 }
 
 /// What the connection is ended for: the message has no honest meaning, or its reply cannot be given.
@@ -91,7 +98,7 @@ fn hopeless(what: String) -> io::Error {
 
 impl Session {
     pub(super) fn new(
-        identity: &Identity,
+        config: &Config,
         server: Arc<Server>,
         pool: Arc<Pool>,
         window: Option<Arc<Shmem>>,
@@ -100,9 +107,10 @@ impl Session {
         away: Option<Away>,
     ) -> Session {
         let with = Surroundings { memory: Arc::new(SharedMemory::default()), server, pool, workers: None, notices };
+        let identity = config.identity.clone();
         let vrings = (0..identity.most_queues()).map(|_| Vring::default()).collect();
         Session {
-            identity: identity.clone(),
+            identity,
             with,
             vrings,
             features: 0,
@@ -112,6 +120,9 @@ impl Session {
             area: None,
             given: None,
             away,
+            log: None,
+            transfer: None,
+            may_lose: config.may_lose,
         }
     }
 
@@ -162,7 +173,7 @@ impl Session {
     fn handle(&mut self, request: FrontendReq, message: Received) -> Result<Answer, Refused> {
         let body = &message.body[..];
         match request {
-            FrontendReq::GET_FEATURES => return Ok(Answer::Value(self.identity.features() | PROTOCOL_FEATURES_BIT)),
+            FrontendReq::GET_FEATURES => return Ok(Answer::Value(self.features_offered())),
             FrontendReq::SET_FEATURES => self.set_features(take(body)?)?,
             FrontendReq::GET_PROTOCOL_FEATURES => return Ok(Answer::Value(self.protocol_features())),
             FrontendReq::SET_PROTOCOL_FEATURES => {
@@ -229,6 +240,19 @@ impl Session {
                 }
                 self.vring(index)?.set_enabled(enable != 0);
             }
+            FrontendReq::SET_LOG_BASE => {
+                self.set_log(take(body)?, message.fds)?;
+                return Ok(Answer::Value(0));
+            }
+            // Nobody waits for it: the log is looked at when the VMM wants to.
+            FrontendReq::SET_LOG_FD => {}
+            FrontendReq::SET_DEVICE_STATE_FD => {
+                let begun = self.move_state(take(body)?, message.fds);
+                return Ok(Answer::Value(NO_FD | said(begun, "the state cannot be moved")));
+            }
+            FrontendReq::CHECK_DEVICE_STATE => {
+                return Ok(Answer::Value(said(self.check_state(), "the state was not moved")));
+            }
             FrontendReq::GET_INFLIGHT_FD => return self.get_inflight(take(body)?),
             FrontendReq::SET_INFLIGHT_FD => self.set_inflight(take(body)?, message.fds)?,
             _ => return Err("this was not offered".into()),
@@ -257,74 +281,6 @@ impl Session {
         }
     }
 
-    /// Who asks for new memory has none of an earlier life.
-    fn get_inflight(&mut self, asked: InflightBody) -> Result<Answer, Refused> {
-        self.must_have_inflight()?;
-        let InflightBody { queues, queue_size, .. } = asked;
-        if usize::from(queues) > self.vrings.len() || queues == 0 || queue_size == 0 || queue_size > QUEUE_SIZE_MAX {
-            return Err(format!("no device here has {queues} queues of {queue_size} entries"));
-        }
-        self.give_up("another one begins");
-        let area = Arc::new(Area::new(queues, queue_size).map_err(|error| error.to_string())?);
-        self.given = Some(Arc::clone(&area));
-        let size = area.size();
-        let body = InflightBody { size: [size as u32, (size >> 32) as u32], offset: [0; 2], ..asked };
-        Ok(Answer::Area(body.as_bytes().to_vec(), area))
-    }
-
-    fn set_inflight(&mut self, described: InflightBody, fds: Vec<OwnedFd>) -> Result<(), Refused> {
-        self.must_have_inflight()?;
-        let file = File::from(one(fds)?);
-        if self.area.as_ref().is_some_and(|area| area.is(&file)) {
-            return Ok(());
-        }
-        if self.vrings.iter().any(Vring::is_in_use) {
-            return Err("queues run already".into());
-        }
-        if let Some(given) = self.given.take_if(|given| given.is(&file)) {
-            self.area = Some(given);
-            return Ok(());
-        }
-        if let Some(away) = self.away.take_if(|away| away.area().is(&file)) {
-            tracing::info!("the VMM is back, and its session goes on");
-            let (area, vrings) = away.into_parts();
-            self.area = Some(area);
-            self.vrings.iter_mut().zip(vrings).for_each(|(ours, kept)| ours.inherit(kept));
-            return Ok(());
-        }
-        let InflightBody { size, offset, queues, queue_size } = described;
-        let [size, offset] = [size, offset].map(|[low, high]| u64::from(low) | u64::from(high) << 32);
-        if usize::from(queues) > self.vrings.len() || queues == 0 || queue_size == 0 || queue_size > QUEUE_SIZE_MAX {
-            return Err(format!("no device here has {queues} queues of {queue_size} entries"));
-        }
-        let area = Area::of(file, offset, size, queues, queue_size);
-        self.area = Some(Arc::new(area.map_err(|error| format!("the memory of what is in flight: {error}"))?));
-        self.give_up("another one begins");
-        self.vrings.iter_mut().for_each(Vring::expect_left_behind);
-        Ok(())
-    }
-
-    fn must_have_inflight(&self) -> Result<(), Refused> {
-        match self.has(VhostUserProtocolFeatures::INFLIGHT_SHMFD) {
-            true => Ok(()),
-            false => Err("INFLIGHT_SHMFD was not negotiated".into()),
-        }
-    }
-
-    /// The connection is lost. What of this session is to be kept for the VMM to come back: requests in flight are completed, in memory
-    /// that its guest still has. A VMM that has stopped its queues means to go.
-    pub(super) fn leave(&mut self) -> Option<Away> {
-        if self.away.is_some() {
-            return self.away.take();
-        }
-        let begun = self.with.server.negotiated().is_some() && self.vrings.iter().any(Vring::is_in_use);
-        let area = self.area.take().filter(|_| begun && !self.patience.is_zero())?;
-        self.vrings.iter_mut().for_each(Vring::keep);
-        // The memory of a guest that is gone for good is not held on to, but for what waits in it.
-        self.with.memory.store(Memory::default());
-        Some(Away::new(area, std::mem::take(&mut self.vrings), Instant::now() + self.patience))
-    }
-
     fn vring(&mut self, index: u32) -> Result<&mut Vring, Refused> {
         let queues = self.vrings.len();
         self.vrings.get_mut(index as usize).ok_or_else(|| {
@@ -333,11 +289,22 @@ impl Session {
     }
 
     fn set_features(&mut self, features: u64) -> Result<(), Refused> {
-        if features & !(self.identity.features() | PROTOCOL_FEATURES_BIT) != 0 {
+        if features & !self.features_offered() != 0 {
             return Err(format!("features {features:#x} were not offered"));
         }
         self.features = features;
+        self.log_if_wanted();
         Ok(())
+    }
+
+    /// What a window maps is of this host: with one, nothing moves.
+    fn features_offered(&self) -> u64 {
+        let moves = if self.window.is_some() { 0 } else { LOG_ALL };
+        self.identity.features() | PROTOCOL_FEATURES_BIT | moves
+    }
+
+    fn must_have(&self, feature: VhostUserProtocolFeatures) -> Result<(), Refused> {
+        if self.has(feature) { Ok(()) } else { Err(format!("{feature:?} was not negotiated")) }
     }
 
     fn halt_window(&self) {
@@ -473,6 +440,7 @@ fn has_reply(request: FrontendReq) -> bool {
             | FrontendReq::GET_MAX_MEM_SLOTS
             | FrontendReq::GET_INFLIGHT_FD
             | FrontendReq::GET_SHMEM_CONFIG
+            | FrontendReq::SET_LOG_BASE
     )
 }
 

@@ -63,6 +63,21 @@ impl Vring {
         self.past = Past::LeftBehind;
     }
 
+    /// Which requests of it are not answered yet; it must not run. (Where it stands is told by GET_VRING_BASE.)
+    pub(super) fn unanswered(&self) -> Vec<u16> {
+        self.queue.unanswered()
+    }
+
+    /// Another device has left these requests unanswered.
+    pub(super) fn take_again(&mut self, heads: Vec<u16>) {
+        self.queue.take_again(heads);
+    }
+
+    /// Whether it is served.
+    pub(super) fn is_running(&self) -> bool {
+        self.queue.is_running()
+    }
+
     /// Whether requests may be in flight.
     pub(super) fn is_in_use(&self) -> bool {
         self.queue.is_running() || matches!(self.past, Past::Kept(_))

@@ -70,7 +70,7 @@ impl Share {
         let daemon = Daemon::start(
             server,
             source,
-            Config { identity, once: false, slow_threads: 2, window, reconnect: Duration::ZERO },
+            Config { identity, once: false, slow_threads: 2, window, reconnect: Duration::ZERO, may_lose: false },
         )
         .unwrap();
         let options = Options { dax: setup.window, init: !setup.no_session, uid: 0, gid: 0, ..Options::default() };
