@@ -84,13 +84,13 @@ def test_the_command_writes_a_page_that_needs_nothing_else(tmp_path: Path) -> No
     assert result["machine"]["cpus"] > 0
     assert result["daemons"]["ours"]["version"].startswith("virtiofs ")
     page = stem.with_suffix(".html").read_text()
-    assert page.count("<svg") == 3
+    assert page.count("<svg") == 4
     # Names of XML are no addresses; nothing is loaded from anywhere.
     assert not re.search(r"""<link|<script src|<img|@import|url\((?!#)|src=["']http""", page)
     data = re.search(r'id="measurements">(.*?)</script>', page, re.DOTALL)
     assert data is not None
     assert json.loads(data[1]) == result["measurements"]
-    for figure in ("ops-per-s", "daemon-cpu-us", "p50-us"):
+    for figure in ("ops-per-s", "daemon-cpu-us", "p50-us", "p99-us"):
         assert stem.with_name(f"result-{figure}.svg").read_text().lstrip().startswith("<?xml")
         assert stem.with_name(f"result-{figure}.png").read_bytes().startswith(b"\x89PNG")
 

@@ -102,7 +102,7 @@ class Served:
     """The file systems with their daemons, and what QEMU needs to know."""
 
     shares: list[Share] = field(default_factory=list)
-    pids: dict[str, int] = field(default_factory=dict)
+    daemons: dict[str, Daemon] = field(default_factory=dict)
     words: list[str] = field(default_factory=list)
 
 
@@ -114,7 +114,7 @@ def serve(chosen: list[FileSystem], data: Path, resources: ExitStack) -> Served:
         if one.command:
             daemon = resources.enter_context(Daemon(folder, one.tag, command=one.command))
             served.shares.append(Share(daemon.socket, one.tag, mount="", window=one.window))
-            served.pids[one.name] = daemon.serving
+            served.daemons[one.name] = daemon
         else:
             served.words += ["-fsdev", f"local,id=dir-{one.tag},path={folder},security_model=none,multidevs=remap"]
             served.words += ["-device", f"virtio-9p-pci,fsdev=dir-{one.tag},mount_tag={one.tag}"]

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import re
+import threading
 import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from tests.vm.guest import Guest
+
+PAUSE = 3.0
+"""Seconds without a sign of life of this process from which on what was measured meanwhile is measured again."""
 
 # Opcodes of include/uapi/linux/fuse.h, and messages of include/net/9p/9p.h.
 _FUSE = """
@@ -97,3 +103,32 @@ class Requests:
             elif "type" in keys:
                 counts[NINEP.get(keys["type"], keys["type"])] += int(found[2])
         return dict(counts.most_common())
+
+
+class Pauses:
+    """Watches whether this process was stopped meanwhile, and all that it runs: by SIGSTOP, with the machine, by the freezer.
+
+    A guest's clock goes on then. ``longest`` is the longest time without a sign of life in seconds.
+    """
+
+    def __init__(self) -> None:
+        self.longest = 0.0
+        self._end = threading.Event()
+        self._watch = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._watch.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._end.set()
+        self._watch.join()
+
+    def _run(self) -> None:
+        last = time.monotonic()
+        ended = False
+        while not ended:
+            ended = self._end.wait(0.2)
+            now = time.monotonic()
+            self.longest = max(self.longest, now - last)
+            last = now

@@ -1,16 +1,17 @@
 """Compares ways to give a guest a directory, in one and the same QEMU guest: virtio-9p, Rust virtiofsd, and ours.
 
-python benches/guest/run.py [--jobs LIST] [--only LIST] [--rounds N] [--seconds S] [--out FILE]
+python benches/guest/run.py [--jobs LIST] [--only LIST] [--rounds N] [--seconds S] [--out FILE [--resume]]
 
 Each has a directory of its own on the host's tmpfs, all alike. Under KVM where that boots, else in software emulation. Medians
-over the rounds; tables go to stdout and, with --out FILE, to FILE.md, all measurements to FILE.json.
+over the rounds; tables go to stdout and, with --out FILE, to FILE.md and, with plots, to FILE.html, all measurements to
+FILE.json. That one is written after each measurement: --resume goes on with what is in it, other jobs and more rounds too.
 """
 
 from __future__ import annotations
 
 import argparse
 import fnmatch
-import json
+import importlib.util
 import os
 import platform
 import shutil
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,10 +35,12 @@ from tests.vm.qemu import Qemu
 
 from benches.guest import filesystems, meters, table, work
 from benches.guest.filesystems import FileSystem
+from benches.guest.record import Record, RecordError
+from virtiofs.bench.progress import progress_bar
 
 KERNEL = "9p"
 MODULES = ("9p", "9pnet_virtio")
-QUICK_JOBS = "seqread-psync,randwrite-psync,randread-mmap,stat-cold,unpack,rm-rf"
+QUICK_JOBS = "seqread-psync,randwrite-psync,randread-mmap,stat-cold,unpack,rm-rf,page-cache"
 QUICK_ONLY = "9p loose,rust auto,ours auto,ours dax"
 TMPFS = Path("/dev/shm")
 
@@ -53,9 +57,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--files", type=int, help="files to look at; a fifth of them is unpacked (default: 5000)")
     parser.add_argument("--accel", choices=("kvm", "tcg"), help="QEMU's accelerator (default: kvm if it boots)")
     parser.add_argument("--list", action="store_true", help="list the kinds of work and what is compared, and end")
-    parser.add_argument("--out", type=Path, help="write FILE.json and FILE.md")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write FILE.json, FILE.md, FILE.html and FILE-*.svg")
+    parser.add_argument("--resume", action="store_true", help="leave out what is in FILE.json already, and add to it")
     parser.add_argument("--quick", action="store_true", help="a smoke test: other defaults, and one short round")
     options = parser.parse_args()
+    if options.resume and not options.out:
+        parser.error("--resume goes on with the file of --out")
     if options.quick:
         options.jobs, options.only = options.jobs or QUICK_JOBS, options.only or QUICK_ONLY
     options.rounds = options.rounds or (1 if options.quick else 3)
@@ -89,13 +96,17 @@ def accelerator(wanted: str | None) -> tuple[str, str]:
         return "tcg", "/dev/kvm does not boot this kernel"
 
 
-def measure(guest: Qemu, requests: meters.Requests, one: FileSystem, pid: int | None, row: work.Row) -> dict[str, Any]:
+def measure(
+    guest: Qemu, requests: meters.Requests, one: FileSystem, server: Daemon | None, row: work.Row
+) -> dict[str, Any]:
     """One kind of work on one file system, freshly mounted: its figures, or ``error``."""
     begin = f"export M={one.mount}\nmounting={one.mounting!r}\n"
     mounted = guest.run(f"{begin}mkdir -p $M\n{one.mounting}\n{row.prepare}\n{requests.start()}", timeout=300)
     if mounted.status != 0:
         result: dict[str, Any] = {"error": last_line(mounted.output)}
     else:
+        # Asked anew: who serves may have become another process since it listened.
+        pid = server.serving if server else None
         before = meters.cost(guest.pid, pid)
         timed = f"from=$EPOCHREALTIME\n{row.measure}\nto=$EPOCHREALTIME\necho took $((${{to/./}} - ${{from/./}}))"
         done = guest.run(f"{begin}{timed}", timeout=300)
@@ -118,6 +129,9 @@ def figures(row: work.Row, output: str) -> dict[str, Any]:
     """The ``figure`` in the row's unit, ``ops`` (operations of fio, or entries) and ``seconds`` that it took."""
     rest, _, took = output.rpartition("took ")
     seconds = int(took) / 1e6
+    if row.read_mib:
+        kept = int(rest.rpartition("kept ")[2]) / 1024
+        return {"figure": kept / row.read_mib * 100, "ops": row.read_mib * 256, "seconds": seconds}
     if not row.data:
         return {"figure": seconds * 1e6 / row.entries, "ops": row.entries, "seconds": seconds}
     try:
@@ -133,23 +147,21 @@ def last_line(output: str) -> str:
     return next((line for line in lines if line.startswith("fio: ")), lines[-1])
 
 
-def say(what: str) -> None:
-    """What is going on, for who watches."""
-    if sys.stderr.isatty():
-        print(f"\r{what:70}", end="" if what else "\n", file=sys.stderr, flush=True)
-
-
 def run(
-    chosen: list[FileSystem], sizes: work.Sizes, rows: list[work.Row], rounds: int, accel: str
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """All measurements, and what is known of the guest. Rows outermost, and each round begins with the next file system.
+    chosen: list[FileSystem],
+    sizes: work.Sizes,
+    rows: list[work.Row],
+    rounds: int,
+    accel: str,
+    record: Record,
+    progress: Callable[[str], None],
+) -> dict[str, Any]:
+    """Measures what ``record`` lacks, and answers what is known of the guest.
 
-    An interrupt or SIGTERM ends it early, with what was measured.
+    Rows outermost, and each round begins with the next file system. An interrupt or SIGTERM ends it early.
     """
-    measurements: list[dict[str, Any]] = []
     with ExitStack() as resources:
         data = Path(resources.enter_context(tempfile.TemporaryDirectory(prefix="virtiofs-bench-", dir=TMPFS)))
-        say("making files")
         work.make(data, [one.tag for one in chosen], sizes)
         served = filesystems.serve(chosen, data, resources)
         suites = resources.enter_context(
@@ -157,7 +169,6 @@ def run(
         )
         template = resources.enter_context(Daemon(data / "template", "template", command=daemon.OURS))
         helpers = [Share(suites.socket, "suites", work.SUITES), Share(template.socket, "template", "/mnt/template")]
-        say("booting")
         guest = resources.enter_context(
             Qemu(
                 [*helpers, *served.shares],
@@ -178,15 +189,22 @@ def run(
                 for turn in range(rounds):
                     for place in range(len(chosen)):
                         one = chosen[(place + turn) % len(chosen)]
-                        say(f"{row.name} round {turn + 1}/{rounds} {one.name}")
-                        result = measure(guest, requests, one, served.pids.get(one.name), row)
-                        measurements.append(result | {"round": turn})
+                        progress(f"{row.name} round {turn + 1}/{rounds} {one.name}")
+                        if record.has(row.name, one.name, turn):
+                            continue
+                        with meters.Pauses() as pauses:
+                            result = measure(guest, requests, one, served.daemons.get(one.name), row)
+                        if pauses.longest > meters.PAUSE:
+                            # Nothing was learned but that somebody had stopped the machine, or all of this.
+                            with meters.Pauses() as pauses:
+                                result = measure(guest, requests, one, served.daemons.get(one.name), row)
+                        load = round(os.getloadavg()[0], 2)
+                        record.add(result | {"round": turn, "load": load, "paused": pauses.longest > meters.PAUSE})
         except KeyboardInterrupt:
             # The guest may be in the middle of an answer.
             guest.kill()
-            return measurements, {"kernel": guest.release, "complete": False}
-        say("")
-        return measurements, {"kernel": guest.release, "complete": True, "complaints": guest.complaints()}
+            return {"kernel": guest.release, "complete": False}
+        return {"kernel": guest.release, "complete": True, "complaints": guest.complaints()}
 
 
 def machine() -> dict[str, Any]:
@@ -210,8 +228,8 @@ def machine() -> dict[str, Any]:
 def version(program: str) -> str:
     """The first line that a program says of its version."""
     try:
-        done = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=20, check=False)
-    except OSError as error:
+        done = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=120, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
         return str(error)
     return next((line for line in (done.stdout + done.stderr).splitlines() if line), "?")
 
@@ -237,33 +255,34 @@ def main() -> int:
     mib = options.mib or (8 if options.quick else 32 if accel == "tcg" else 512)
     sizes = work.Sizes(mib, options.seconds, options.files, max(options.files // 5, 1))
     rows = matching(list(work.rows(sizes)), options.jobs)
-    about = machine()
+    about = machine() | {"accelerator": accel, "accelerator_because": why}
     for end in (signal.SIGINT, signal.SIGTERM):
         signal.signal(end, signal.default_int_handler)
     try:
-        measurements, guest = run(chosen, sizes, rows, options.rounds, accel)
-    except (AptError, DaemonError, GuestError) as error:
+        record = Record(options.out and options.out.with_suffix(".json"), about, sizes, resume=options.resume)
+        lacking = record.lacking(rows, chosen, options.rounds)
+        if lacking:
+            with progress_bar(len(rows) * options.rounds * len(chosen)) as progress:
+                record.guest = run(chosen, sizes, lacking, options.rounds, accel, record, progress)
+    except (AptError, DaemonError, GuestError, RecordError) as error:
         print(f"bench-guest: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("bench-guest: stopped before anything was measured", file=sys.stderr)
         return 130
-    about |= {"accelerator": accel, "accelerator_because": why, "guest": guest}
-    kind = "KVM" if accel == "kvm" else f"software emulation ({why}): wall time is the emulator's"
-    page = f"{about['cpu']}, {about['cpus']} CPUs, Linux {about['kernel']}, load {about['load_average']:.1f}. "
-    page += f"{about['qemu']}, {kind}; guest Linux {guest['kernel']}. "
-    page += f"{options.rounds} rounds; {mib} MiB and {options.seconds:g} s for a job of fio, {sizes.files:,} files.\n\n"
-    page += "" if guest["complete"] else "Stopped before the end.\n\n"
-    page += table.markdown(measurements, chosen)
-    print(page)
+    print(text := f"{table.title(record)}\n\n{table.markdown(record.measurements, known)}")
     if options.out:
-        lines = table.ratios(table.medians(measurements), chosen)
-        result = {"machine": about, "sizes": vars(sizes), "ratios": lines, "means": table.means(lines)}
-        options.out.with_suffix(".json").write_text(
-            json.dumps(result | {"measurements": measurements}, indent=1) + "\n"
-        )
-        options.out.with_suffix(".md").write_text(page)
-    return 0 if guest["complete"] else 130
+        record.save()
+        options.out.with_suffix(".md").write_text(text)
+        if importlib.util.find_spec("matplotlib"):
+            from benches.guest import page
+
+            page.write(options.out, record, known)
+        else:
+            print(
+                "bench-guest: no page and no plots without matplotlib: pip install 'virtiofs[bench]'", file=sys.stderr
+            )
+    return 0 if record.guest.get("complete", True) else 130
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ SUITES = "/mnt/suites"
 LIBRARIES = f"{SUITES}/usr/lib/x86_64-linux-gnu"
 FIO = f"LD_LIBRARY_PATH={LIBRARIES}:{LIBRARIES}/ceph {SUITES}/usr/bin/fio"
 JOBS = 4
+KEPT = "% kept"
 LONG_AGO = 1_600_000_000
 
 
@@ -32,22 +33,24 @@ class Sizes:
 class Row:
     """One kind of work in a mounted directory ``$M``, which is freshly mounted before ``prepare``.
 
-    ``measure`` is timed. ``unit`` is what the figure counts: MiB/s, of which more is better, or µs per entry, of which less is.
+    ``measure`` is timed. ``unit`` is what the figure counts: MiB/s, of which more is better, µs per entry or percent of
+    ``read_mib`` that stay in the guest's memory, of which less is.
     """
 
     name: str
     measure: str
     prepare: str = ""
     entries: int = 0
+    read_mib: int = 0
 
     @property
     def data(self) -> bool:
         """Whether fio does it."""
-        return not self.entries
+        return not self.entries and not self.read_mib
 
     @property
     def unit(self) -> str:
-        return "MiB/s" if self.data else "µs/entry"
+        return "MiB/s" if self.data else KEPT if self.read_mib else "µs/entry"
 
 
 def rows(sizes: Sizes) -> Iterator[Row]:
@@ -69,6 +72,10 @@ def rows(sizes: Sizes) -> Iterator[Row]:
     # What was unpacked is seen for the first time by those that remove it.
     remove = f"[ -d $M/small ] || {unpack}\numount $M\neval $mounting"
     yield Row("rm-rf", "rm -rf $M/small", prepare=remove, entries=new)
+    cached = "awk '/^Cached:/ {print $2}' /proc/meminfo"
+    forget = f"sync\necho 3 > /proc/sys/vm/drop_caches\ncat /proc/version > /dev/null\n{cached} > /dev/null"
+    kept = f"before=$({cached})\ncat $M/fio/one > /dev/null\necho kept $(($({cached}) - before))"
+    yield Row("page-cache", kept, prepare=forget, read_mib=sizes.mib)
 
 
 def _fio(order: str, rw: str, engine: str, multi: bool, sizes: Sizes) -> str:

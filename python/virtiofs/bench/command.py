@@ -17,6 +17,7 @@ from virtiofs.errors import ConfigError
 from . import machine, table
 from .daemons import NATIVE, Daemon, known
 from .measure import Measurement, Plan, measure, steps
+from .progress import progress_bar
 
 QUICK = Plan(rows=("getattr", "lookup-hit", "churn4k", "seqread1m"), depths=(8,), rounds=1, seconds=0.2, inodes=2_000)
 T = TypeVar("T")
@@ -69,7 +70,7 @@ def run(parsed: argparse.Namespace) -> int:
     failures: list[str] = []
     with _directory(parsed.dir) as directory:
         about = machine.describe(directory)
-        with _progress(steps(plan, daemons)) as progress:
+        with progress_bar(steps(plan, daemons)) as progress:
             found = measure(plan, daemons, directory, progress=progress, failed=failures.append)
     names = [daemon.name for daemon in daemons] + ([NATIVE] if plan.native else [])
     text = machine.title(about, plan.rounds) + "\n\n" + table.markdown(found, names)
@@ -131,35 +132,6 @@ def _directory(given: Path | None) -> Iterator[Path]:
         yield made
     finally:
         shutil.rmtree(made, ignore_errors=True)
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[str], None]]:
-    """Tells how far it is: a bar where a terminal and rich are, nothing where stderr is no terminal."""
-    if not sys.stderr.isatty():
-        yield lambda _what: None
-        return
-    if not importlib.util.find_spec("rich"):
-        done = 0
-
-        def line(what: str) -> None:
-            nonlocal done
-            done += 1
-            print(f"\r{done}/{total} {what:50}", end="\n" if done == total else "", file=sys.stderr, flush=True)
-
-        yield line
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=total)
-
-        def step(what: str) -> None:
-            bar.update(task, description=what, advance=1)
-
-        yield step
 
 
 def _write(

@@ -18,12 +18,18 @@ from .daemons import OURS
 from .machine import Machine, title
 from .measure import Measurement
 
+# Letters stay letters: drawn as paths, they are most of a plot.
+mpl.rcParams["svg.fonttype"] = "none"
+
 PLOTS: Final = {
     "ops_per_s": ("Operations per second", "more is better"),
     "daemon_cpu_us": ("CPU of the daemon per operation, µs", "less is better"),
     "p50_us": ("Latency p50, µs", "less is better"),
+    "p99_us": ("Latency p99, µs", "less is better"),
 }
 COLUMNS: Final = 4
+SPAN: Final = 30
+"""Between the least and the most of a plot: from here on its axis is logarithmic."""
 STYLE: Final = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 78rem; padding: 0 1rem; color: #222 }
 table { border-collapse: collapse; font-size: 13px; margin: 1rem 0; display: block; overflow-x: auto }
@@ -59,6 +65,11 @@ def plot(measurements: Sequence[Measurement], names: Sequence[str], figure: str)
                 ]
             panel.bar(places, heights, width, yerr=errors, color=f"C{at}", label=name, error_kw={"linewidth": 0.8})
         panel.set_xticks(range(len(keys)), [f"QD {key.depth}" for key in keys], fontsize=8)
+        shown: list[float] = [one[figure] for key in keys for one in found[key].values()]  # type: ignore[literal-required]
+        if max(shown) > SPAN * min((value for value in shown if value > 0), default=1):
+            # System calls beside daemons: on a linear axis nothing of these would be seen.
+            panel.set_yscale("log")
+            panel.set_title(f"{label} (logarithmic)", fontsize=10)
         panel.tick_params(axis="y", labelsize=8)
         panel.spines[["top", "right"]].set_visible(False)
     head, better = PLOTS[figure]
@@ -73,7 +84,7 @@ def save(plotted: Figure, file: Path) -> None:
     plotted.savefig(file, dpi=120, metadata={"Date": None} if file.suffix == ".svg" else None)
 
 
-def _inline(plotted: Figure) -> str:
+def inline(plotted: Figure) -> str:
     """A plot as an element of a page."""
     text = io.StringIO()
     plotted.savefig(text, format="svg", metadata={"Date": None})
@@ -124,7 +135,7 @@ def page(
 <h1>virtiofs beside other daemons</h1>
 <p>{html.escape(title(machine, rounds))} {html.escape(machine["time"])}.</p>
 <p>{"<br>".join(html.escape(line) for line in table.LEGEND)}</p>
-{"".join(_inline(plot(measurements, names, figure)) for figure in PLOTS)}
+{"".join(inline(plot(measurements, names, figure)) for figure in PLOTS)}
 <h2>Figures</h2>{_table(*table.rows(measurements, names))}
 {_table(*memory) if memory[1] else ""}
 <h2>Daemons</h2><ul>{told}</ul>
