@@ -81,6 +81,8 @@ KNOWN = (
     FileSystem("rust always", Promise(2, 2), command=f"{RUST}always"),
     _ours("none", Promise(0, 0), "none"),
     _ours("auto", Promise(1, 1), "auto"),
+    # As 9p's mmap does, the guest collects writes, and asks at open whether data changed.
+    _ours("auto+writeback", Promise(1, 1), "auto", " --writeback"),
     _ours("always", Promise(2, 2), "always"),
     _ours("always+writeback", Promise(2, 2), "always", " --writeback"),
     # The guest reads and writes the host's page cache: data cannot be stale.

@@ -22,7 +22,7 @@ COLUMNS = 4
 TICKS = [digit * 10.0**power for power in range(-3, 4) for digit in (1, 2, 5)]
 RATIO = re.compile(r"[\d.]+x")
 COLORS = {"9p": ("#bdbdbd", "#8c8c8c", "#5c5c5c"), "rust": ("#f2b880", "#e08e45", "#b3611a")}
-OURS = ("#9ecae8", "#6baed6", "#3182bd", "#08519c", "#06682a")
+OURS = ("#c6dbef", "#9ecae8", "#6baed6", "#3182bd", "#08519c", "#06682a")
 
 
 def colors(names: list[str]) -> dict[str, str]:
