@@ -12,7 +12,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from virtiofs.bench.page import STYLE, inline, save
+from virtiofs.bench.page import STYLE, inline, svg
 
 from . import table
 from .filesystems import FileSystem
@@ -131,13 +131,13 @@ def plots(record: Record, known: list[FileSystem]) -> dict[str, Figure]:
 def write(stem: Path, record: Record, known: Iterable[FileSystem]) -> None:
     """Writes STEM.html, which needs nothing beside itself, and STEM-*.svg."""
     known = list(known)
-    drawn = plots(record, known)
-    for name, plotted in drawn.items():
-        save(plotted, stem.with_name(f"{stem.name}-{name}.svg"))
+    drawn = {name: svg(plotted) for name, plotted in plots(record, known).items()}
+    for name, text in drawn.items():
+        stem.with_name(f"{stem.name}-{name}.svg").write_text(text)
     stem.with_suffix(".html").write_text(page(record, known, drawn))
 
 
-def page(record: Record, known: list[FileSystem], drawn: dict[str, Figure]) -> str:
+def page(record: Record, known: list[FileSystem], drawn: dict[str, str]) -> str:
     """The whole page."""
     found = table.medians(record.measurements)
     names = table.columns(record.measurements, known)
@@ -186,7 +186,8 @@ def _table(heads: list[str], body: list[list[str]]) -> str:
         for head, cell in zip(heads, row, strict=True):
             mark = ""
             if RATIO.fullmatch(cell):
-                good = (float(cell[:-1]) >= 1) if head.startswith(("speed", "ratio")) else (float(cell[:-1]) <= 1)
+                more = head.startswith("speed") or (head == "ratio" and not row[0].startswith("server CPU"))
+                good = float(cell[:-1]) >= 1 if more else float(cell[:-1]) <= 1
                 mark = f' class="{"good" if good else "bad"}"'
             lines.append(f"<td{mark}>{html.escape(cell)}</td>")
         lines.append("</tr>")

@@ -104,10 +104,10 @@ def number(value: float) -> str:
 
 
 def shown(cell: dict[str, Any]) -> str:
-    """A figure, and half of the spread of its rounds."""
+    """A figure, and half of the spread of its rounds if there are several."""
     if cell["unit"] == KEPT:
         return f"{cell['figure']:.1f}"
-    return f"{number(cell['figure'])} ±{cell['spread'] * 50:.0f} %"
+    return number(cell["figure"]) + (f" ±{cell['spread'] * 50:.0f} %" if cell["spread"] else "")
 
 
 LEGEND = (

@@ -155,7 +155,11 @@ def _write(
     }
     stem.with_suffix(".md").write_text(text)
     stem.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
-    stem.with_suffix(".html").write_text(page.page(found, names, about, told, rounds))
+    drawn = {}
     for figure in page.PLOTS:
-        for kind in ("svg", "png"):
-            page.save(page.plot(found, names, figure), stem.with_name(f"{stem.name}-{figure.replace('_', '-')}.{kind}"))
+        plotted = page.plot(found, names, figure)
+        drawn[figure] = page.svg(plotted)
+        file = stem.with_name(f"{stem.name}-{figure.replace('_', '-')}.svg")
+        file.write_text(drawn[figure])
+        plotted.savefig(file.with_suffix(".png"), dpi=120)
+    stem.with_suffix(".html").write_text(page.page(found, names, about, told, rounds, drawn))

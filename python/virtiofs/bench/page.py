@@ -4,7 +4,6 @@ import html
 import io
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Final
 
 import matplotlib as mpl
@@ -79,17 +78,16 @@ def plot(measurements: Sequence[Measurement], names: Sequence[str], figure: str)
     return canvas
 
 
-def save(plotted: Figure, file: Path) -> None:
-    """Writes a plot; the name's ending says the format: .svg or .png."""
-    plotted.savefig(file, dpi=120, metadata={"Date": None} if file.suffix == ".svg" else None)
-
-
-def inline(plotted: Figure) -> str:
-    """A plot as an element of a page."""
+def svg(plotted: Figure) -> str:
+    """A plot as a file of its own."""
     text = io.StringIO()
     plotted.savefig(text, format="svg", metadata={"Date": None})
-    svg = text.getvalue()
-    return svg[svg.index("<svg") :]
+    return text.getvalue()
+
+
+def inline(text: str) -> str:
+    """The same as an element of a page."""
+    return text[text.index("<svg") :]
 
 
 def _table(heads: Sequence[str], body: Sequence[Sequence[str]]) -> str:
@@ -113,6 +111,7 @@ def page(
     machine: Machine,
     daemons: dict[str, dict[str, str]],
     rounds: int,
+    drawn: dict[str, str],
 ) -> str:
     """A page that needs nothing beside itself: tables, plots, daemons, and all measurements as JSON.
 
@@ -122,6 +121,7 @@ def page(
         machine: where it was measured.
         daemons: name -> its command and its version.
         rounds: how many there were.
+        drawn: the plots, each as `svg` answered it.
     """
     memory = table.memory_rows(measurements, [name for name in names if name in daemons])
     told = "".join(
@@ -135,7 +135,7 @@ def page(
 <h1>virtiofs beside other daemons</h1>
 <p>{html.escape(title(machine, rounds))} {html.escape(machine["time"])}.</p>
 <p>{"<br>".join(html.escape(line) for line in table.LEGEND)}</p>
-{"".join(inline(plot(measurements, names, figure)) for figure in PLOTS)}
+{"".join(inline(plotted) for plotted in drawn.values())}
 <h2>Figures</h2>{_table(*table.rows(measurements, names))}
 {_table(*memory) if memory[1] else ""}
 <h2>Daemons</h2><ul>{told}</ul>
