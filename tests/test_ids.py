@@ -11,8 +11,8 @@ import pytest
 
 from tests.daemon import Start
 from tests.test_sandbox import NOBODY, reachable
-from virtiofs import ConfigError, Passthrough
-from virtiofs.ids import NO_ID, disjoint, id_map, translation
+from virtiofs import ConfigError, Passthrough, Policy, Rule
+from virtiofs.ids import NO_ID, disjoint, id_map, shown_as, translation
 from virtiofs.testing import Guest
 
 root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -64,6 +64,62 @@ def test_ranges_of_ids() -> None:
 def test_acls_name_the_ids_of_the_host(share: Path) -> None:
     with pytest.raises(ConfigError, match="do not go with ACLs"):
         Passthrough(share, posix_acl=True, translate_uid="map:0:1000:1")
+
+    with pytest.raises(ConfigError, match="do not go with ACLs"):
+        Passthrough(share, posix_acl=True, policy=Policy(Rule(name="*", uid=5)))
+
+
+def test_rules_for_ids() -> None:
+    assert translation(shown_as(5)).to_guest == ((0, NO_ID, 5, True),)
+    assert Rule(name="*", uid=5).native()["users"] == ((), ((0, NO_ID, 5, True),))
+    assert Rule(name="*", uid=5).native()["groups"] is None
+    both = Rule(name="*", gid=5, translate_gid="guest:1:2:3").native()["groups"]
+    assert both == (((1, 3, 2, False),), ((0, NO_ID, 5, True),))
+    assert Rule(name="*", translate_uid=()).native()["users"] == ((), ()), "as on the host"
+    for wrong, why in (({"uid": -1}, "ids are from"), ({"translate_gid": "all"}, "translate_gid: .*unknown kind")):
+        with pytest.raises(ConfigError, match=why):
+            Rule(name="*", **wrong)
+    with pytest.raises(ConfigError, match="another rule is about 7 already"):
+        Rule(name="*", uid=5, translate_uid="host:7:8:1")
+
+
+@root
+def test_rules_translate_what_they_are_about(share: Path) -> None:
+    for name, uid in (("hello", 33), ("sub", 33), ("sub/deep", 33)):
+        os.chown(share / name, uid, uid)
+    policy = Policy(
+        Rule(path=("www", "www/**"), translate_uid="map:1000:33:1", translate_gid="forbid-guest:7:1"),
+        Rule(name="sub", uid=5, gid=6),
+        Rule(name="plain", translate_uid=()),
+    )
+    fs = Passthrough(share, policy=policy, translate_uid="map:0:100000:1000")
+    with Guest(fs, uid=1000, gid=1000) as guest:
+        seen = guest.stat("sub")
+        assert (seen.uid, seen.gid) == (5, 6)
+        assert guest.stat("hello").uid == 33
+        assert guest.stat("sub/deep").uid == 33
+        for kind, make in MAKERS.items():
+            make(guest, f"other-{kind}")
+            assert owner(share / f"other-{kind}") == (1000, 1000)
+        guest.mkdir("www", 0o755)
+        for kind, make in MAKERS.items():
+            if kind != "fifo":
+                make(guest, f"www/{kind}")
+                assert owner(share / "www" / kind) == (33, 1000)
+                assert guest.client.lookup(guest.client.lookup(1, "www").node, kind).attr.uid == 1000
+        with pytest.raises(PermissionError):
+            guest.chown("www/file", 1000, 7)
+        guest.chown("www/file", 5, 8)
+        assert owner(share / "www" / "file") == (5, 8)
+        guest.client.set_caller(5, 5)
+        guest.write_file("plain", b"")
+        guest.write_file("mapped", b"")
+        assert owner(share / "plain") == (5, 5)
+        assert owner(share / "mapped") == (100005, 5)
+        assert guest.stat("mapped").uid == 5
+        guest.client.set_caller(1000, 7)
+        with pytest.raises(PermissionError):
+            guest.write_file("www/refused", b"")
 
 
 def owner(path: Path) -> tuple[int, int]:

@@ -102,6 +102,8 @@ class _Rule(TypedDict):
     read_only: bool | None
     hidden: bool | None
     dax: tuple[bool, int] | None
+    users: tuple[Sequence[_IdRange], Sequence[_IdRange]] | None
+    groups: tuple[Sequence[_IdRange], Sequence[_IdRange]] | None
 
 class _DeviceStats(TypedDict):
     state: Literal["ready", "running", "paused", "closed"]
@@ -534,7 +536,9 @@ class HostDir:
         versions: VersionTable | None = None,
         pace: tuple[float, float] | None = None,
         rules: Rules | None = None,
-        ids: tuple[Sequence[_IdRange], Sequence[_IdRange], Sequence[_IdRange], Sequence[_IdRange]] | None = None,
+        users: tuple[Sequence[_IdRange], Sequence[_IdRange]] | None = None,
+        groups: tuple[Sequence[_IdRange], Sequence[_IdRange]] | None = None,
+        kept: bytes | None = None,
     ) -> Self: ...
 
 @final

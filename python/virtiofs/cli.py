@@ -230,9 +230,10 @@ def _share_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--ownership",
-        choices=("auto", "caller"),
+        choices=("auto", "caller", "xattr"),
         default="auto",
-        help="who owns new files: caller insists on the user in the guest, auto takes this one if unprivileged (auto)",
+        help="who owns files: caller insists on the user in the guest, auto takes this one if unprivileged, xattr keeps "
+        "owners, modes and devices in an extended attribute, which takes no privileges (auto)",
     )
     for kind, what in (("uid", "users"), ("gid", "groups")):
         group.add_argument(

@@ -67,7 +67,7 @@ class Share:
         readdirplus: Offer listings that bring the attributes along.
         killpriv_v2: Clear setuid and setgid at writes and truncations.
         ownership: Who owns what a guest creates: `caller` insists on its user there, `auto` takes the user of this process
-            where it lacks the privileges.
+            where it lacks the privileges, `xattr` keeps owners, modes and devices in an extended attribute.
         idmap: Let the guest make idmapped mounts.
         translate_uid: Users of the guest that are called something else on the host, as in ``map:0:100000:65536``; see
             `virtiofs.ids`.
@@ -107,7 +107,7 @@ class Share:
     announce_submounts: bool = True
     readdirplus: bool = True
     killpriv_v2: bool = True
-    ownership: Literal["auto", "caller"] = "auto"
+    ownership: Literal["auto", "caller", "xattr"] = "auto"
     idmap: bool = False
     translate_uid: tuple[str, ...] = ()
     translate_gid: tuple[str, ...] = ()

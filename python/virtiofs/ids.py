@@ -47,6 +47,22 @@ class Translation:
         """All ranges: none where no id changes."""
         return self.to_host + self.to_guest
 
+    @property
+    def native(self) -> tuple[tuple[Range, ...], tuple[Range, ...]]:
+        """As the native side takes it."""
+        return self.to_host, self.to_guest
+
+
+def shown_as(one: int) -> str:
+    """Returns the rule by which everything in the guest is that of one id, whoever it is on the host.
+
+    Raises:
+        ConfigError: It is no id.
+    """
+    if not 0 <= one < NO_ID:
+        raise ConfigError(f"ids are from 0 to {NO_ID - 1}, not {one}")
+    return f"squash-host:0:{one}:{NO_ID}"
+
 
 def translation(rules: str | Iterable[str]) -> Translation:
     """Returns what `rules` say.

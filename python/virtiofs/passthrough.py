@@ -4,7 +4,7 @@ import errno
 import os
 import resource
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Final, Literal
 
 from . import _core
@@ -12,7 +12,7 @@ from .cache import AUTO, Cache
 from .dax import SMALL, files
 from .errors import ConfigError, hinted
 from .host import may_change_owners
-from .ids import Range, translation
+from .ids import translation
 from .nativeops import NativeOperations
 from .opens import directories_hindrance, hindrance, tells_something
 from .policy import Policy
@@ -34,6 +34,10 @@ _ALWAYS: Final = (
     "SETXATTR_EXT",
 )
 """Features of the FUSE session that every share takes when the guest offers them."""
+
+
+KEPT: Final = "user.virtiofs.stat"
+"""Extended attribute for ``ownership="xattr"``: ``uid:gid:mode``, in octal with the type, and ``:major:minor`` of a device."""
 
 
 class Passthrough(NativeOperations):
@@ -77,7 +81,10 @@ class Passthrough(NativeOperations):
         version_table: Where the share tells of every change, for those who remember what they were told: see
             ``docs/version-table.md``. Several shares, and several daemons, may have one.
         ownership: Who owns what a guest creates: `caller` insists on the user and group in the guest, which takes privileges;
-            `auto` takes the user of this process where it lacks them.
+            `auto` takes the user of this process where it lacks them. With `xattr` guests see the owners, modes and devices
+            that they want, none of which takes privileges: they are kept in an extended attribute (`KEPT`) of plain files
+            and directories, which are all this process's and closed to others. What has none is as it is on the host.
+            Not with `posix_acl`.
         idmap: Let the guest make idmapped mounts of the share, as containers with user namespaces want them. Linux then says
             who asks only where something is made, so setuid and setgid are cleared also when the guest's root allocates
             blocks of a file or copies into it by the server. Not for subclasses that override more than what makes
@@ -92,8 +99,8 @@ class Passthrough(NativeOperations):
     Raises:
         OSError: There is no such directory, it is none, or it may not be read.
         PermissionError: `ownership` is `caller`, and this process may not give files away.
-        ConfigError: `xattrmap` or a translation cannot be read; or they do not go with `posix_acl`; or the cache mode's
-            `opens` is False, and something needs them.
+        ConfigError: `xattrmap` or a translation cannot be read; or they, or `ownership`, do not go with `posix_acl`, or not
+            with the file system of `directory`; or the cache mode's `opens` is False, and something needs them.
     """
 
     def __init__(
@@ -116,7 +123,7 @@ class Passthrough(NativeOperations):
         node_descriptors: int | None = None,
         policy: Policy | None = None,
         version_table: _core.VersionTable | None = None,
-        ownership: Literal["auto", "caller"] = "auto",
+        ownership: Literal["auto", "caller", "xattr"] = "auto",
         idmap: bool = False,
         translate_uid: str | Iterable[str] = (),
         translate_gid: str | Iterable[str] = (),
@@ -158,11 +165,19 @@ class Passthrough(NativeOperations):
         self.idmap: Final = idmap
         self.translate_uid: Final = translation(translate_uid)
         self.translate_gid: Final = translation(translate_gid)
-        if posix_acl and (self.translate_uid.ranges or self.translate_gid.ranges):
+        translates = policy is not None and policy.translates
+        if posix_acl and (translates or self.translate_uid.ranges or self.translate_gid.ranges):
             raise hinted(
                 ConfigError("translated ids do not go with ACLs, which name the host's"),
                 "serve no ACLs, or translate none",
             )
+        if ownership == "xattr":
+            if posix_acl:
+                raise hinted(
+                    ConfigError("ownership=xattr does not go with ACLs, which the host would apply to this process"),
+                    "serve no ACLs",
+                )
+            _must_keep(self.directory)
         self.dax: Final = files(dax)
         if cache.opens is False and (why := self._hindrance()) is not None:
             raise hinted(ConfigError(f"files cannot be opened without a message: {why}"), "leave --no-opens out")
@@ -236,15 +251,25 @@ class Passthrough(NativeOperations):
             dax=self.dax,
             versions=self.version_table,
             rules=None if self.policy is None else self.policy.native(attr_timeout=attr_timeout),
-            ids=self._ids(),
+            users=self.translate_uid.native if self.translate_uid.ranges else None,
+            groups=self.translate_gid.native if self.translate_gid.ranges else None,
+            kept=os.fsencode(KEPT) if self.ownership == "xattr" else None,
             pace=(self.cache.restless, self.cache.growth) if self.cache.growth else None,
         )
 
-    def _ids(self) -> tuple[Sequence[Range], Sequence[Range], Sequence[Range], Sequence[Range]] | None:
-        users, groups = self.translate_uid, self.translate_gid
-        if not (users.ranges or groups.ranges):
-            return None
-        return users.to_host, groups.to_host, users.to_guest, groups.to_guest
+
+def _must_keep(directory: str) -> None:
+    """Checks that the file system of `directory` has extended attributes for users."""
+    try:
+        os.getxattr(directory, KEPT)
+    except OSError as error:
+        if error.errno == errno.EOPNOTSUPP:
+            raise hinted(
+                ConfigError(f"ownership=xattr: the file system of {directory} keeps no extended attributes for users"),
+                "share a directory on ext4, xfs or btrfs, or on a tmpfs of Linux 6.6",
+            ) from None
+        if error.errno != errno.ENODATA:
+            raise
 
 
 def _checked(directory: str) -> str:

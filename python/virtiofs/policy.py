@@ -10,13 +10,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from . import _core, cache, dax
 from .audit import Audit, OpenEvent
 from .cache import Cache
 from .errors import ConfigError, hinted
 from .faults import number
+from .ids import Range, shown_as, translation
 from .types import Attr, Node, Open, Request
 
 KINDS: Final[dict[str, int]] = {
@@ -29,6 +30,8 @@ KINDS: Final[dict[str, int]] = {
     "block": stat.S_IFBLK,
 }
 """Kinds of files by name, with their bits in a mode."""
+
+_Translated: TypeAlias = tuple[tuple[Range, ...], tuple[Range, ...]]
 
 _DIRECT: Final = _core.FOPEN["DIRECT_IO"]
 _KEEP: Final = _core.FOPEN["KEEP_CACHE"]
@@ -64,6 +67,12 @@ class Rule:
         hidden: Names that lead here are absent, from listings too; nobody can make, remove or replace them (EPERM).
         direct_io: Guests keep no data, and read and write past their cache.
         dax: Which of them guests map, where there is a DAX window: never, always, or from a size on.
+        uid: User that guests see as the owner, whoever it is on the host: ``squash-host:0:UID:COUNT`` for all ids.
+        gid: The same for the group.
+        translate_uid: Users that are called something else on the host, in place of the share's own rules for that: rules as in
+            `virtiofs.ids`, such as ``map:1000:33:1``. They hold for what is made here, too, as far as name, path and kind
+            tell that it will be here.
+        translate_gid: The same for groups.
 
     Raises:
         ConfigError: Something is not what it has to be.
@@ -85,6 +94,10 @@ class Rule:
     hidden: bool | None = None
     direct_io: bool | None = None
     dax: int | str | None = None
+    uid: int | None = None
+    gid: int | None = None
+    translate_uid: str | Sequence[str] | None = None
+    translate_gid: str | Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         if all(getattr(self, effect) is None for effect in EFFECTS):
@@ -130,6 +143,8 @@ class Rule:
             "read_only": self.read_only,
             "hidden": self.hidden,
             "dax": None if self.dax is None else (dax.files(self.dax) is not None, dax.files(self.dax) or 0),
+            "users": _translated("uid", self.uid, self.translate_uid),
+            "groups": _translated("gid", self.gid, self.translate_gid),
         }
 
 
@@ -179,6 +194,12 @@ class Policy:
         if inspect.iscoroutinefunction(on_open):
             raise hinted(ConfigError("on_open may not be async"), "override Passthrough.open, which may")
         self.native()
+
+    @property
+    def translates(self) -> bool:
+        """Whether owners of some files are called something else."""
+        rules = (rule.native() for rule in self.rules)
+        return any(rule["users"] is not None or rule["groups"] is not None for rule in rules)
 
     @property
     def sees_opens(self) -> bool:
@@ -278,9 +299,22 @@ def _group(name: str) -> int:
     return grp.getgrnam(name).gr_gid
 
 
+def _translated(called: str, shown: int | None, rules: str | Sequence[str] | None) -> _Translated | None:
+    """Returns what users or groups are called; None leaves it to the share."""
+    if shown is None and rules is None:
+        return None
+    several = [] if rules is None else _strings(f"translate_{called}", rules)
+    if shown is not None:
+        several.append(shown_as(shown))
+    try:
+        return translation(several).native
+    except ConfigError as error:
+        raise ConfigError(f"translate_{called}: {error}") from None
+
+
 def _strings(called: str, value: str | Sequence[str]) -> list[str]:
     """Returns one text or several as several."""
-    several = [value] if isinstance(value, str) else list(value)
+    several = [value] if isinstance(value, str) or not isinstance(value, Sequence) else list(value)
     if not all(isinstance(one, str) for one in several):
         raise ConfigError(f"{called}: expected text, not {value!r}")
     return several

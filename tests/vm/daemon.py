@@ -63,6 +63,7 @@ class Daemon:
 
     It listens when the constructor of the context returns. ``options`` are appended to our own command line only, so
     a test that rests on one asks ``is_ours()``. ``command`` is one with places, to be run whatever VIRTIOFS_DAEMON says.
+    ``user`` runs it, with no other group than its own, where this process may choose; it must be able to get at ``directory``.
     The socket lies in a fresh folder of its own, short enough for ``sun_path``. Raises DaemonError when there is no
     listener within 20 s.
     """
@@ -75,6 +76,7 @@ class Daemon:
         cache: str = "auto",
         options: Sequence[str] = (),
         command: str | None = None,
+        user: int | None = None,
     ) -> None:
         self._scratch = Path(tempfile.mkdtemp(prefix="vmtest-"))
         self.tag = tag
@@ -89,6 +91,10 @@ class Daemon:
         self.command = [word.format(**values) for word in shlex.split(template)]
         if is_ours() and command is None:
             self.command += options
+        if user is not None and os.geteuid() == 0:
+            os.chown(self._scratch, user, user)
+            become = ("setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", "--pdeathsig", "KILL")
+            self.command = [*become, *self.command]
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:

@@ -29,6 +29,7 @@ KINDS = {
     "always": ("always", ()),
     "auto-writeback": ("auto", ("--writeback",)),
     "always-writeback": ("always", ("--writeback",)),
+    "xattr": ("auto", ("--ownership=xattr", "--posix-acl=never")),
 }
 
 

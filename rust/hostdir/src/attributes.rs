@@ -14,7 +14,7 @@ use crate::credentials::{Rights, WithoutFsetid};
 use crate::error::{Lift, errno};
 use crate::handles::FileHandle;
 use crate::inodes::Inode;
-use crate::stat::Status;
+use crate::stat::{Status, device_numbers};
 use crate::sys;
 
 impl HostDir {
@@ -46,7 +46,8 @@ impl HostDir {
         let times = self.attributes(&inode, &status);
         let (attr_valid, attr_valid_nsec) = (times.attr_valid, times.attr_valid_nsec);
         let mut stat = status.statx(inode.ino());
-        self.guest_owner(&mut stat.uid, &mut stat.gid);
+        (stat.uid, stat.gid, stat.mode) = (times.attr.uid, times.attr.gid, times.attr.mode as u16);
+        (stat.rdev_major, stat.rdev_minor) = device_numbers(times.attr.rdev);
         Ok(StatxOut { attr_valid, attr_valid_nsec, stat, ..StatxOut::default() })
     }
 
@@ -63,10 +64,12 @@ impl HostDir {
         if has(fattr::UID | fattr::GID) {
             let uid = if has(fattr::UID) { Some(owner(args.uid)?) } else { None };
             let gid = if has(fattr::GID) { Some(owner(args.gid)?) } else { None };
-            let (uid, gid) = self.host_owner(uid, gid)?;
+            let (uid, gid) = inode.effects.host_owner(uid, gid)?;
             self.drop_capability(&inode)?;
-            let (uid, gid) = (uid.map(Uid::from_raw), gid.map(Gid::from_raw));
-            rustix::fs::chownat(inode.fd()?, c"", uid, gid, AtFlags::EMPTY_PATH).lift()?;
+            if !self.keep_owner(&inode, uid, gid)? {
+                let (uid, gid) = (uid.map(Uid::from_raw), gid.map(Gid::from_raw));
+                rustix::fs::chownat(inode.fd()?, c"", uid, gid, AtFlags::EMPTY_PATH).lift()?;
+            }
         }
         if has(fattr::MODE) {
             self.chmod(&inode, args.mode & 0o7777)?;
@@ -86,8 +89,13 @@ impl HostDir {
         Ok(self.attributes(&inode, &status))
     }
 
-    /// chmod(2) of the pinned inode: fchmodat2 (Linux 6.6), before that through /proc.
+    /// chmod(2) of the pinned inode, or of what is kept of it.
     pub(crate) fn chmod(&self, inode: &Inode, mode: u32) -> Result<()> {
+        if self.keep_mode(inode, mode)? { Ok(()) } else { self.chmod_host(inode, mode) }
+    }
+
+    /// fchmodat2 (Linux 6.6), before that through /proc.
+    pub(crate) fn chmod_host(&self, inode: &Inode, mode: u32) -> Result<()> {
         match sys::fchmod_path(inode.fd()?.as_fd(), mode) {
             Err(Errno::NOSYS) => self.chmod_by_path(inode, mode),
             result => result.lift(),
@@ -109,7 +117,7 @@ impl HostDir {
         }
         inode.must_be_regular()?;
         self.drop_capability(inode)?;
-        let _guard = if kill { losing_suid(inode)? } else { None };
+        let _guard = if kill { self.losing_suid(inode)? } else { None };
         if let Some(handle) = handle.filter(|handle| handle.writes) {
             return rustix::io::retry_on_intr(|| rustix::fs::ftruncate(handle.fd(), size)).lift();
         }
@@ -130,31 +138,38 @@ impl HostDir {
         }
         // One byte more than a target may have tells whether it was cut off.
         out.reserve(SYMLINK_MAX + 1);
-        let length = rustix::fs::readlinkat_raw(inode.fd()?, c"", rustix::buffer::spare_capacity(out)).lift()?;
+        let length = match self.read_kept_link(&inode, out)? {
+            Some(length) => length,
+            None => rustix::fs::readlinkat_raw(inode.fd()?, c"", rustix::buffer::spare_capacity(out)).lift()?,
+        };
         if length > SYMLINK_MAX { errno(libc::ENAMETOOLONG) } else { Ok(()) }
     }
 
     pub(crate) fn op_access(&self, cx: &Context, node: u64, mask: u32) -> Result<()> {
         let inode = self.inodes.get(node)?;
-        let _caller = self.caller(cx, Rights::Plain)?;
+        if self.keeps() {
+            return if self.kept_allows(cx, &inode, mask)? { Ok(()) } else { errno(libc::EACCES) };
+        }
+        let _caller = self.caller(&inode.effects, cx, Rights::Plain)?;
         sys::access(inode.fd()?.as_fd(), mask).lift()
     }
-}
 
-/// While the answer lives, a change to the file's data clears its suid, and its sgid if its group may execute it, by the host's own
-/// rules and in one step with the change. One fstat(2) where there is nothing to clear. The host clears
-/// security.capability on every write, whoever writes.
-pub(crate) fn losing_suid(inode: &Inode) -> Result<Option<WithoutFsetid>> {
-    const SGID_EXECUTABLE: u32 = libc::S_ISGID | libc::S_IXGRP;
-    if !WithoutFsetid::matters() {
-        return Ok(None);
+    /// While the answer lives, a change to the file's data clears its suid, and its sgid if its group may execute it, by the host's own
+    /// rules and in one step with the change. One fstat(2) where there is nothing to clear. The host clears
+    /// security.capability on every write, whoever writes.
+    pub(crate) fn losing_suid(&self, inode: &Inode) -> Result<Option<WithoutFsetid>> {
+        const SGID_EXECUTABLE: u32 = libc::S_ISGID | libc::S_IXGRP;
+        self.drop_kept_privileges(inode)?;
+        if !WithoutFsetid::matters() {
+            return Ok(None);
+        }
+        let status = Status::basic(inode.fd()?)?;
+        let mode = u32::from(status.mode());
+        if mode & libc::S_ISUID == 0 && mode & SGID_EXECUTABLE != SGID_EXECUTABLE {
+            return Ok(None);
+        }
+        WithoutFsetid::enter(status.gid()).map(Some)
     }
-    let status = Status::basic(inode.fd()?)?;
-    let mode = u32::from(status.mode());
-    if mode & libc::S_ISUID == 0 && mode & SGID_EXECUTABLE != SGID_EXECUTABLE {
-        return Ok(None);
-    }
-    WithoutFsetid::enter(status.gid()).map(Some)
 }
 
 /// -1 means "leave alone" to chown(2); the guest says that by a bit.

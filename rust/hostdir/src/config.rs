@@ -1,5 +1,6 @@
 //! What a share may do, as plain numbers.
 
+use std::ffi::CString;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -7,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use virtiofs_coherence::{InodeWatcher, Table};
 use virtiofs_fuse::wire::{Attr, AttrOut, EntryOut};
 
-use crate::ids::Ids;
+use crate::ids::Translation;
 use crate::rules::Rules;
 use crate::xattrmap::NameRule;
 
@@ -34,6 +35,10 @@ pub struct Effects {
     pub dax: Option<u64>,
     /// The timeouts of names and attributes follow the inode; `None`: they are what they are.
     pub pace: Option<Pace>,
+    /// What users of the guest are called on the host, and the reverse; `None`: the same.
+    pub users: Option<Arc<Translation>>,
+    /// The same for groups.
+    pub groups: Option<Arc<Translation>>,
 }
 
 /// How timeouts follow an inode's own pace: nothing is trusted for `restless` after a change, then for `growth` times the time that has
@@ -122,8 +127,9 @@ pub struct Config {
     pub announce_submounts: bool,
     /// Counters that move with every change, for whoever remembers what guests were told. Node ids carry their slots then.
     pub versions: Option<Arc<Table>>,
-    /// What users and groups of the guest are called on the host, and the reverse.
-    pub ids: Option<Arc<Ids>>,
+    /// The extended attribute (of `user.`) in which owner, mode and device number of each inode are kept, out of the guest's sight; `None`:
+    /// they are the host's own.
+    pub kept: Option<CString>,
     /// Watches the inodes that guests ask about, where nobody watches whole file systems. Of the same table.
     pub watcher: Option<Arc<InodeWatcher>>,
 }

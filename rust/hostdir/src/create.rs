@@ -9,13 +9,26 @@ use virtiofs_fuse::wire::{EntryOut, OpenOut};
 use virtiofs_fuse::{Context, Creation, Error, Result};
 
 use crate::HostDir;
-use crate::attributes::losing_suid;
 use crate::credentials::Rights;
 use crate::error::{Lift, STALE, errno};
 use crate::hostdir::component;
 use crate::inodes::Inode;
 use crate::pins::PinFd;
 use crate::stat::{Status, decode_device};
+
+/// Flags that make a file, and are not kept with its descriptor.
+const CREATES: OFlags = OFlags::CREATE.union(OFlags::NOFOLLOW).union(OFlags::TMPFILE);
+
+/// An inode that is to be made.
+#[derive(Clone, Copy)]
+pub(crate) struct Wanted<'a> {
+    /// Type and permissions.
+    pub(crate) mode: u32,
+    /// As the wire has it.
+    pub(crate) rdev: u32,
+    /// Of a symlink.
+    pub(crate) target: &'a CStr,
+}
 
 /// Somebody makes and removes the same name all the time: after so many rounds the guest may look again by itself.
 const ROUNDS: usize = 16;
@@ -70,10 +83,13 @@ impl HostDir {
         let (inode, _) = self.enter(dir, name, false)?;
         let open = || {
             inode.must_be_regular().map_err(|_| STALE)?;
+            if self.keeps() && !self.kept_allows(cx, &inode, access_mask(flags))? {
+                return Err(STALE);
+            }
             let host_flags = self.host_flags(&inode, flags)?;
             let _change = (host_flags & libc::O_TRUNC != 0).then(|| self.changing(&inode));
-            let caller = self.caller(cx, Rights::Plain)?;
-            let _guard = if kill_suidgid && caller.is_oneself() { losing_suid(&inode)? } else { None };
+            let caller = self.caller(&inode.effects, cx, Rights::Plain)?;
+            let _guard = if kill_suidgid && caller.is_oneself() { self.losing_suid(&inode)? } else { None };
             let (fd, host_flags) = self.open_inode(&inode, host_flags, flags).map_err(|error| match error {
                 Error::Errno(libc::EACCES) => STALE,
                 error => error,
@@ -102,7 +118,7 @@ impl HostDir {
         self.may_ask(cx)?;
         // O_EXCL says that the file may never get a name.
         let nameless = OFlags::TMPFILE | OFlags::from_bits_retain(flags) & OFlags::EXCL;
-        let fd = self.create_file(cx, &dir, c".", nameless, host_flags, mode, new)?;
+        let fd = self.create_file(cx, &dir, c"", nameless, host_flags, mode, new)?;
         self.enter_created(&dir, c"", fd, host_flags, new, || {})
     }
 
@@ -117,10 +133,17 @@ impl HostDir {
         mode: u32,
         new: &Creation<'_>,
     ) -> Result<OwnedFd> {
-        let dir = dir.fd()?;
-        let _caller = self.creates(cx, new)?;
+        let effects = self.effects_of_new(dir, name, libc::S_IFREG)?;
+        let effects = effects.as_deref().unwrap_or(self.base());
         let flags = OFlags::from_bits_retain(host_flags as u32) | how | OFlags::CLOEXEC;
+        if self.keeps() {
+            let name = (!name.is_empty()).then_some(name);
+            return self.create_kept(cx, effects, dir, name, flags & !CREATES, mode, new);
+        }
+        let dir = dir.fd()?;
+        let _caller = self.creates(effects, cx, new)?;
         let mode = Mode::from_raw_mode(mode & 0o7777);
+        let name = if name.is_empty() { c"." } else { name };
         rustix::io::retry_on_intr(|| rustix::fs::openat(&dir, name, flags, mode)).lift()
     }
 
@@ -139,7 +162,7 @@ impl HostDir {
         if let Some((label, value)) = new.security {
             self.set_label(&pin, label, value).inspect_err(|_| undo())?;
         }
-        let status = Status::of(&pin)?;
+        let status = self.shown(Status::of(&pin)?, &pin);
         let inode = self.enter_fd(dir, name, pin, &status).inspect_err(|_| undo())?;
         Ok((self.entry(&inode, &status), self.new_file(inode, fd, host_flags)))
     }
@@ -155,14 +178,11 @@ impl HostDir {
     ) -> Result<EntryOut> {
         let kind = match mode & libc::S_IFMT {
             // mknod(2) takes no type at all for a regular file.
-            0 | libc::S_IFREG => FileType::RegularFile,
-            libc::S_IFIFO | libc::S_IFSOCK | libc::S_IFCHR | libc::S_IFBLK => FileType::from_raw_mode(mode),
+            0 => libc::S_IFREG,
+            kind @ (libc::S_IFREG | libc::S_IFIFO | libc::S_IFSOCK | libc::S_IFCHR | libc::S_IFBLK) => kind,
             _ => return errno(libc::EINVAL),
         };
-        let permissions = Mode::from_raw_mode(mode & 0o7777);
-        self.make(cx, parent, name, kind, new, |dir, name| {
-            rustix::fs::mknodat(dir, name, kind, permissions, decode_device(rdev))
-        })
+        self.make(cx, parent, name, Wanted { mode: kind | mode & 0o7777, rdev, target: c"" }, new)
     }
 
     pub(crate) fn op_mkdir(
@@ -173,9 +193,7 @@ impl HostDir {
         mode: u32,
         new: &Creation<'_>,
     ) -> Result<EntryOut> {
-        self.make(cx, parent, name, FileType::Directory, new, |dir, name| {
-            rustix::fs::mkdirat(dir, name, Mode::from_raw_mode(mode & 0o7777))
-        })
+        self.make(cx, parent, name, Wanted { mode: libc::S_IFDIR | mode & 0o7777, rdev: 0, target: c"" }, new)
     }
 
     pub(crate) fn op_symlink(
@@ -186,37 +204,56 @@ impl HostDir {
         target: &CStr,
         new: &Creation<'_>,
     ) -> Result<EntryOut> {
-        self.make(cx, parent, name, FileType::Symlink, new, |dir, name| rustix::fs::symlinkat(target, dir, name))
+        self.make(cx, parent, name, Wanted { mode: libc::S_IFLNK, rdev: 0, target }, new)
     }
 
     /// Makes what needs no handle, labels it, and enters it; takes it away again if the label is refused.
-    fn make(
-        &self,
-        cx: &Context,
-        parent: u64,
-        name: &CStr,
-        kind: FileType,
-        new: &Creation<'_>,
-        create: impl Fn(&PinFd<'_>, &CStr) -> rustix::io::Result<()>,
-    ) -> Result<EntryOut> {
+    fn make(&self, cx: &Context, parent: u64, name: &CStr, wanted: Wanted<'_>, new: &Creation<'_>) -> Result<EntryOut> {
         let dir: Arc<Inode> = self.writable_directory(parent)?;
         let name = component(name)?;
         self.may_ask(cx)?;
-        self.must_be_seen(&dir, name, Some(kind.as_raw_mode()))?;
-        let undo = if kind == FileType::Directory { AtFlags::REMOVEDIR } else { AtFlags::empty() };
+        let kind = wanted.mode & libc::S_IFMT;
+        self.must_be_seen(&dir, name, Some(kind))?;
+        let is_directory = kind == libc::S_IFDIR;
+        let effects = self.effects_of_new(&dir, name, kind)?;
+        let effects = effects.as_deref().unwrap_or(self.base());
         let mut change = self.changing(&dir);
-        {
-            let _caller = self.creates(cx, new)?;
-            change.of(create(&dir.fd()?, name).lift())?;
+        if self.keeps() {
+            change.of(self.make_kept(cx, effects, &dir, name, wanted, new))?;
+        } else {
+            let _caller = self.creates(effects, cx, new)?;
+            change.of(make_as_wanted(&dir.fd()?, name, wanted).lift())?;
         }
-        let (inode, status) = self.enter(&dir, name, kind == FileType::Directory)?;
+        let (inode, status) = self.enter(&dir, name, is_directory)?;
         if let Some((label, value)) = new.security
             && let Err(error) = self.set_label(&inode.fd()?, label, value)
         {
             self.inodes.forget_inode(&inode, 1);
+            let undo = if is_directory { AtFlags::REMOVEDIR } else { AtFlags::empty() };
             _ = rustix::fs::unlinkat(dir.fd()?, name, undo);
             return Err(error);
         }
         Ok(self.entry(&inode, &status))
     }
+}
+
+/// The calls that make inodes, by type.
+fn make_as_wanted(dir: &PinFd<'_>, name: &CStr, wanted: Wanted<'_>) -> rustix::io::Result<()> {
+    let permissions = Mode::from_raw_mode(wanted.mode & 0o7777);
+    match FileType::from_raw_mode(wanted.mode) {
+        FileType::Directory => rustix::fs::mkdirat(dir, name, permissions),
+        FileType::Symlink => rustix::fs::symlinkat(wanted.target, dir, name),
+        kind => rustix::fs::mknodat(dir, name, kind, permissions, decode_device(wanted.rdev)),
+    }
+}
+
+/// What open(2) with these flags wants to do, as access(2) says it.
+fn access_mask(flags: u32) -> u32 {
+    let flags = flags as i32;
+    let (read, write) = match flags & libc::O_ACCMODE {
+        libc::O_RDONLY => (libc::R_OK, 0),
+        libc::O_WRONLY => (0, libc::W_OK),
+        _ => (libc::R_OK, libc::W_OK),
+    };
+    (read | write | if flags & libc::O_TRUNC != 0 { libc::W_OK } else { 0 }) as u32
 }

@@ -105,6 +105,11 @@ impl Caller {
         Caller::assume(cx, new.supplementary_group, Rights::Checked)
     }
 
+    /// The thread's own credentials stay in force.
+    pub(crate) fn oneself() -> Caller {
+        Caller { own: None, groups: None, _this_thread: PhantomData }
+    }
+
     /// Takes the ids of `cx` on. Does nothing where they are the thread's own, unknown (`u32::MAX`: an idmapped mount's request
     /// that creates nothing), or not for this daemon to take.
     pub(crate) fn assume(cx: &Context, group: Option<u32>, rights: Rights) -> Result<Caller> {
@@ -207,7 +212,7 @@ impl Drop for WithoutFsetid {
 }
 
 /// Makes `mask` the umask of this thread, and of this thread alone.
-fn set_umask(mask: u32) -> Result<()> {
+pub(crate) fn set_umask(mask: u32) -> Result<()> {
     let mask = mask & 0o777;
     let before = UMASK.get();
     if before == Some(mask) {

@@ -92,29 +92,32 @@ impl HostDir {
         let name = record.name.to_bytes();
         let ino = if dir.id == ROOT_ID && name == b".." { dir.ino() } else { dir.ino_of(record.ino) };
         let dots = name == b"." || name == b"..";
+        // What a file of the host stands for is in its attributes: who wants to know asks for those.
+        let stands_for_others = self.keeps() && record.kind == u32::from(libc::DT_REG);
+        let kind = if stands_for_others { libc::DT_UNKNOWN.into() } else { record.kind };
         if !plus && (dots || !self.hides()) {
-            out.push(name, ino, record.kind, record.off);
+            out.push(name, ino, kind, record.off);
             return;
         }
         if dots {
-            out.push_plus(name, ino, record.kind, record.off, &EntryOut::default());
+            out.push_plus(name, ino, kind, record.off, &EntryOut::default());
             return;
         }
         let new_directory = record.kind == u32::from(libc::DT_DIR) && !self.likely_known(dir, record.ino);
         match self.enter(dir, record.name, new_directory) {
             Ok((inode, _)) if inode.effects.hidden => _ = self.inodes.forget_inode(&inode, 1),
             Ok((inode, _)) if !plus => {
-                out.push(name, ino, record.kind, record.off);
+                out.push(name, ino, kind, record.off);
                 self.inodes.forget_inode(&inode, 1);
             }
             Ok((inode, status)) => {
-                let kind = u32::from(status.mode()) >> 12;
-                if !out.push_plus(name, ino, kind, record.off, &self.entry(&inode, &status)) {
+                let entry = self.entry(&inode, &status);
+                if !out.push_plus(name, ino, entry.attr.mode >> 12, record.off, &entry) {
                     self.inodes.forget_inode(&inode, 1);
                 }
             }
-            Err(_) if !plus => _ = out.push(name, ino, record.kind, record.off),
-            Err(_) => _ = out.push_plus(name, ino, record.kind, record.off, &EntryOut::default()),
+            Err(_) if !plus => _ = out.push(name, ino, kind, record.off),
+            Err(_) => _ = out.push_plus(name, ino, kind, record.off, &EntryOut::default()),
         }
     }
 }

@@ -115,6 +115,19 @@ impl HostDir {
         }
     }
 
+    /// What holds for an inode that is to be made, as far as its owner is concerned. `None`: what holds for others.
+    pub(crate) fn effects_of_new(&self, dir: &Inode, name: &CStr, kind: u32) -> Result<Option<Arc<Effects>>> {
+        match self.config.rules.as_ref().filter(|rules| rules.translates()) {
+            None => Ok(None),
+            Some(rules) => self.by_rules(rules, dir, name, Some(kind), None).map(Some),
+        }
+    }
+
+    /// What holds where no rule does.
+    pub(crate) fn base(&self) -> &Effects {
+        &self.effects
+    }
+
     /// As [`HostDir::effects_for`], for an inode that was entered as `path` before.
     pub(crate) fn effects_at(&self, path: &Path, status: &Status) -> Result<Arc<Effects>> {
         let Some(rules) = &self.config.rules else { return Ok(Arc::clone(&self.effects)) };
@@ -158,7 +171,7 @@ impl HostDir {
     pub(crate) fn must_be_seen(&self, dir: &Inode, name: &CStr, kind: Option<u32>) -> Result<()> {
         let Some(rules) = self.config.rules.as_ref().filter(|rules| rules.hides()) else { return Ok(()) };
         let hidden = self.by_rules(rules, dir, name, kind, None)?.hidden
-            || match Status::by_name(dir.fd()?, name) {
+            || match self.status_at(dir, name) {
                 Ok(status) => match self.inodes.find(status.key()) {
                     Some(inode) => inode.effects.hidden,
                     None => self.effects_for(dir, name, &status)?.hidden,

@@ -1,10 +1,12 @@
 //! Users and groups that are called something else on the host.
 
+use std::sync::Arc;
+
 use virtiofs_fuse::{Context, Creation, Result};
 
 use crate::HostDir;
+use crate::config::Effects;
 use crate::credentials::{Caller, Rights};
-
 use crate::error::errno;
 
 /// What becomes of a range of ids, in one direction.
@@ -29,20 +31,13 @@ pub enum To {
     Refused,
 }
 
-/// Ranges for users, and for groups; ids in none of them stay what they are, of several ranges the first holds.
+/// What users, or groups, are called; ids in none of the ranges stay what they are, of several ranges the first holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Ids {
-    /// Users and groups of the guest, as the host gets them.
-    pub to_host: [Vec<IdRange>; 2],
+pub struct Translation {
+    /// Ids of the guest, as the host gets them.
+    pub to_host: Vec<IdRange>,
     /// Those of the host, as the guest sees them.
-    pub to_guest: [Vec<IdRange>; 2],
-}
-
-/// Which of the two arrays.
-#[derive(Clone, Copy)]
-enum Kind {
-    User,
-    Group,
+    pub to_guest: Vec<IdRange>,
 }
 
 impl IdRange {
@@ -66,64 +61,50 @@ fn translated(ranges: &[IdRange], id: u32) -> Result<u32> {
     }
 }
 
-impl Ids {
-    fn host(&self, kind: Kind, id: u32) -> Result<u32> {
-        translated(&self.to_host[kind as usize], id)
+/// An id of the guest by the name of the host.
+fn on_host(ids: &Option<Arc<Translation>>, id: u32) -> Result<u32> {
+    ids.as_ref().map_or(Ok(id), |ids| translated(&ids.to_host, id))
+}
+
+/// An id of the host by the name of the guest.
+fn in_guest(ids: &Option<Arc<Translation>>, id: u32) -> u32 {
+    ids.as_ref().map_or(id, |ids| translated(&ids.to_guest, id).unwrap_or(id))
+}
+
+impl Effects {
+    /// A caller by the host's names.
+    pub(crate) fn caller(&self, cx: &Context) -> Result<Context> {
+        Ok(Context { uid: on_host(&self.users, cx.uid)?, gid: on_host(&self.groups, cx.gid)?, ..*cx })
     }
 
-    fn guest(&self, kind: Kind, id: u32) -> u32 {
-        translated(&self.to_guest[kind as usize], id).unwrap_or(id)
+    /// The caller's other group, by the host's name.
+    pub(crate) fn host_group_of(&self, new: &Creation<'_>) -> Result<Option<u32>> {
+        new.supplementary_group.map(|group| on_host(&self.groups, group)).transpose()
     }
 
-    fn caller(&self, cx: &Context) -> Result<Context> {
-        Ok(Context { uid: self.host_user(cx.uid)?, gid: self.host_group(cx.gid)?, ..*cx })
+    /// An owner that the guest wants for an inode, by the names of the host.
+    pub(crate) fn host_owner(&self, uid: Option<u32>, gid: Option<u32>) -> Result<(Option<u32>, Option<u32>)> {
+        Ok((uid.map(|id| on_host(&self.users, id)).transpose()?, gid.map(|id| on_host(&self.groups, id)).transpose()?))
     }
 
-    fn host_user(&self, id: u32) -> Result<u32> {
-        self.host(Kind::User, id)
-    }
-
-    fn host_group(&self, id: u32) -> Result<u32> {
-        self.host(Kind::Group, id)
+    /// The owner of an inode, by the names of the guest.
+    #[inline]
+    pub(crate) fn guest_owner(&self, uid: &mut u32, gid: &mut u32) {
+        *uid = in_guest(&self.users, *uid);
+        *gid = in_guest(&self.groups, *gid);
     }
 }
 
 impl HostDir {
     /// For a call that creates: this thread becomes the guest's caller, by the caller's name on the host.
-    pub(crate) fn creates(&self, cx: &Context, new: &Creation<'_>) -> Result<Caller> {
-        match &self.config.ids {
-            None => Caller::creates(cx, new),
-            Some(ids) => {
-                let supplementary_group = new.supplementary_group.map(|group| ids.host_group(group)).transpose()?;
-                Caller::creates(&ids.caller(cx)?, &Creation { supplementary_group, ..*new })
-            }
-        }
+    pub(crate) fn creates(&self, effects: &Effects, cx: &Context, new: &Creation<'_>) -> Result<Caller> {
+        let supplementary_group = effects.host_group_of(new)?;
+        Caller::creates(&effects.caller(cx)?, &Creation { supplementary_group, ..*new })
     }
 
-    /// The same for any other call.
-    pub(crate) fn caller(&self, cx: &Context, rights: Rights) -> Result<Caller> {
-        match &self.config.ids {
-            None => Caller::assume(cx, None, rights),
-            Some(ids) => Caller::assume(&ids.caller(cx)?, None, rights),
-        }
-    }
-
-    /// An owner that the guest wants for an inode, by the names of the host.
-    pub(crate) fn host_owner(&self, uid: Option<u32>, gid: Option<u32>) -> Result<(Option<u32>, Option<u32>)> {
-        match &self.config.ids {
-            None => Ok((uid, gid)),
-            Some(ids) => {
-                Ok((uid.map(|id| ids.host_user(id)).transpose()?, gid.map(|id| ids.host_group(id)).transpose()?))
-            }
-        }
-    }
-
-    /// The owner of an inode, by the names of the guest.
-    pub(crate) fn guest_owner(&self, uid: &mut u32, gid: &mut u32) {
-        if let Some(ids) = &self.config.ids {
-            *uid = ids.guest(Kind::User, *uid);
-            *gid = ids.guest(Kind::Group, *gid);
-        }
+    /// The same for any other call. Where owners are kept apart from the host's inodes, the host knows the daemon alone.
+    pub(crate) fn caller(&self, effects: &Effects, cx: &Context, rights: Rights) -> Result<Caller> {
+        if self.keeps() { Ok(Caller::oneself()) } else { Caller::assume(&effects.caller(cx)?, None, rights) }
     }
 }
 

@@ -13,7 +13,6 @@ use virtiofs_fuse::wire::{CopyFileRangeIn, FallocateIn, FlushIn, ReadIn, WriteIn
 use virtiofs_fuse::{Context, Error, Result, Segments};
 
 use crate::HostDir;
-use crate::attributes::losing_suid;
 use crate::error::{Lift, answer, errno};
 use crate::handles::FileHandle;
 use crate::sys::{self, Piece};
@@ -34,7 +33,8 @@ impl HostDir {
         let from_cache = args.write_flags & bits::WRITE_CACHE != 0;
         let fd = if from_cache && handle.direct { self.buffered(&handle)? } else { handle.fd() };
         self.drop_capability(&handle.inode)?;
-        let _guard = if args.write_flags & bits::WRITE_KILL_SUIDGID != 0 { losing_suid(&handle.inode)? } else { None };
+        let _guard =
+            if args.write_flags & bits::WRITE_KILL_SUIDGID != 0 { self.losing_suid(&handle.inode)? } else { None };
         // The guest's offset for an append is its idea of the size; the host knows whether another guest appended meanwhile.
         let appends = args.flags as i32 & libc::O_APPEND != 0 && !from_cache && !self.writeback();
         let mut flags = if appends { libc::RWF_APPEND } else { 0 };
@@ -81,7 +81,7 @@ impl HostDir {
     pub(crate) fn op_fallocate(&self, cx: &Context, node: u64, args: &FallocateIn) -> Result<()> {
         let handle = self.file_to_write(node, args.fh)?;
         let _change = self.changing(&handle.inode);
-        let _guard = if is_privileged(cx) { None } else { losing_suid(&handle.inode)? };
+        let _guard = if is_privileged(cx) { None } else { self.losing_suid(&handle.inode)? };
         self.drop_capability(&handle.inode)?;
         fallocate(handle.fd(), args)
     }
@@ -94,7 +94,7 @@ impl HostDir {
         let (from, to) = (self.file(node, args.fh_in)?, self.file_to_write(args.nodeid_out, args.fh_out)?);
         let _change = self.changing(&to.inode);
         self.drop_capability(&to.inode)?;
-        let _guard = if is_privileged(cx) { None } else { losing_suid(&to.inode)? };
+        let _guard = if is_privileged(cx) { None } else { self.losing_suid(&to.inode)? };
         copy_file_range(from.fd(), to.fd(), args)
     }
 }

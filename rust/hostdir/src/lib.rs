@@ -26,6 +26,7 @@
 //! | READDIR | getdents64 per 32 KiB |
 //! | READDIRPLUS | the same, and per entry what LOOKUP takes: the inode number tells whether the node is known |
 //! | xattr operations | the call |
+//! | … where owners are kept in an attribute (`kept.rs`) | + getxattrat for each answer with attributes; LOOKUP of a new node opens it |
 //! | FLUSH | fcntl(F_DUPFD), close if the handle may write |
 
 mod attributes;
@@ -46,6 +47,7 @@ mod ids;
 mod inodes;
 mod io;
 mod ioctl;
+mod kept;
 mod locking;
 mod locks;
 mod lookup;
@@ -69,7 +71,7 @@ pub use blocks::Blocks;
 pub use config::{Config, Effects, Pace};
 pub use credentials::may_change_owner;
 pub use hostdir::HostDir;
-pub use ids::{IdRange, Ids, To};
+pub use ids::{IdRange, To, Translation};
 pub use locks::Locks;
 pub use rules::{Changes, Conditions, Judge, RULES_MAX, Rules};
 pub use xattrmap::NameRule;

@@ -60,13 +60,13 @@ impl HostDir {
                 inode.seen_at(dir, name);
                 return Ok((inode, status));
             }
-            if let (false, Some(born)) = (status.is_directory(), status.born()) {
+            if let (false, Some(born)) = (status.is_directory() || self.keeps(), status.born()) {
                 let seen = Hold::Seen(Box::new(Seen::new(dir, name, born)));
                 return Ok((self.enter_new(dir, name, seen, &status)?, status));
             }
         }
         let fd = open_path(dir.fd()?.as_fd(), name)?;
-        let status = Status::of(&fd)?;
+        let status = self.shown(Status::of(&fd)?, &fd);
         Ok((self.enter_fd(dir, name, fd, &status)?, status))
     }
 
@@ -106,7 +106,8 @@ impl HostDir {
         if inode.submount {
             entry.attr.flags |= bits::ATTR_SUBMOUNT;
         }
-        self.guest_owner(&mut entry.attr.uid, &mut entry.attr.gid);
+        self.show_kept(inode, &mut entry.attr);
+        inode.effects.guest_owner(&mut entry.attr.uid, &mut entry.attr.gid);
         self.stamp_dax(inode, &mut entry.attr);
         inode.effects.stamp_entry(&mut entry);
         entry
@@ -117,7 +118,8 @@ impl HostDir {
         if inode.submount {
             out.attr.flags |= bits::ATTR_SUBMOUNT;
         }
-        self.guest_owner(&mut out.attr.uid, &mut out.attr.gid);
+        self.show_kept(inode, &mut out.attr);
+        inode.effects.guest_owner(&mut out.attr.uid, &mut out.attr.gid);
         self.stamp_dax(inode, &mut out.attr);
         inode.effects.stamp_attr(&mut out);
         out

@@ -44,7 +44,7 @@ impl HostDir {
         self.must_be_seen(&to, newname, None)?;
         // A whiteout is a device node that comes to be, as the caller's.
         let _caller = match flags.contains(RenameFlags::WHITEOUT) {
-            true => Some(self.caller(cx, Rights::Checked)?),
+            true => Some(self.caller(&from.effects, cx, Rights::Checked)?),
             false => None,
         };
         self.hold_on(&from, name);

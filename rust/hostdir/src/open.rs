@@ -8,7 +8,6 @@ use virtiofs_fuse::wire::{OpenOut, ReleaseIn, fopen};
 use virtiofs_fuse::{Error, Result};
 
 use crate::HostDir;
-use crate::attributes::losing_suid;
 use crate::error::{Lift, errno};
 use crate::handles::{DirHandle, FileHandle};
 use crate::inodes::Inode;
@@ -22,7 +21,7 @@ impl HostDir {
         let inode = self.inodes.get(node)?;
         inode.must_be_regular()?;
         let host_flags = self.host_flags(&inode, flags)?;
-        let _guard = if kill_suidgid && host_flags & libc::O_TRUNC != 0 { losing_suid(&inode)? } else { None };
+        let _guard = if kill_suidgid && host_flags & libc::O_TRUNC != 0 { self.losing_suid(&inode)? } else { None };
         let _change = (host_flags & libc::O_TRUNC != 0).then(|| self.changing(&inode));
         let spare = if host_flags == libc::O_RDONLY { inode.take_spare() } else { None };
         let spare = spare.map(|fd| (fd, host_flags));

@@ -18,6 +18,7 @@ use virtiofs_fuse::wire::Attr;
 use virtiofs_fuse::{Error, Result};
 
 use crate::config::{Effects, Pace};
+use crate::ids::Translation;
 
 /// Rules that one share may have: what holds for an inode is remembered as a set of them.
 pub const RULES_MAX: usize = u128::BITS as usize;
@@ -61,6 +62,8 @@ pub struct Changes {
     pub read_only: Option<bool>,
     pub hidden: Option<bool>,
     pub dax: Option<Option<u64>>,
+    pub users: Option<Option<Arc<Translation>>>,
+    pub groups: Option<Option<Arc<Translation>>>,
 }
 
 impl Changes {
@@ -77,6 +80,8 @@ impl Changes {
         set(&mut effects.dir_open_flags, &self.dir_open_flags);
         set(&mut effects.hidden, &self.hidden);
         set(&mut effects.dax, &self.dax);
+        set(&mut effects.users, &self.users);
+        set(&mut effects.groups, &self.groups);
         let (mask, bits) = self.open_flags;
         effects.open_flags = effects.open_flags & !mask | bits;
         // A share that is read-only stays that.
@@ -107,6 +112,7 @@ pub struct Rules {
     rules: Vec<Rule>,
     asks: bool,
     hides: bool,
+    translates: bool,
     /// The effects that were needed so far, by the rules that hold.
     made: Mutex<HashMap<u128, Arc<Effects>>>,
 }
@@ -137,11 +143,13 @@ impl Rules {
         }
         let asks = given.iter().any(|(conditions, _)| conditions.judge.is_some());
         let hides = given.iter().any(|(_, changes)| changes.hidden == Some(true));
+        let translates = given.iter().any(|(_, changes)| changes.users.is_some() || changes.groups.is_some());
         let rules = given.into_iter().map(|(conditions, changes)| {
             let (names, paths) = (globs(&conditions.names, false)?, globs(&conditions.paths, true)?);
             Ok::<_, String>(Rule { names, paths, conditions, changes })
         });
-        Ok(Rules { rules: rules.collect::<std::result::Result<_, _>>()?, asks, hides, made: Mutex::default() })
+        let rules = rules.collect::<std::result::Result<_, _>>()?;
+        Ok(Rules { rules, asks, hides, translates, made: Mutex::default() })
     }
 
     /// Whether anybody is asked, which may take long.
@@ -152,6 +160,11 @@ impl Rules {
     /// Whether any inode may be hidden.
     pub(crate) fn hides(&self) -> bool {
         self.hides
+    }
+
+    /// Whether owners of any inode are called something else.
+    pub(crate) fn translates(&self) -> bool {
+        self.translates
     }
 
     /// What holds for an inode, where `base` holds for the others.

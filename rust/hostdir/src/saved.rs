@@ -246,11 +246,11 @@ impl HostDir {
         if let (Some(handle), Some(mount), true) = (&handle, mount, node.beside_root)
             && let Ok(fd) = sys::open_by_handle_at(mount.as_fd(), handle, libc::O_PATH)
         {
-            let status = Status::of(&fd)?;
+            let status = self.shown(Status::of(&fd)?, &fd);
             let hold = Hold::Handle(Box::new((Arc::clone(mount), handle.clone())));
             return if node.is(&status) { Ok((hold, status)) } else { Err(STALE) };
         }
-        if let (Some((parent, name)), Some(born)) = (&node.seen_in, node.born)
+        if let (Some((parent, name)), Some(born), false) = (&node.seen_in, node.born, self.keeps())
             && let Ok(parent) = self.inodes.get(*parent)
             && let Ok(name) = CString::new(name.as_slice())
             && let Ok(status) = Status::by_name(parent.fd()?, &name)
@@ -268,7 +268,7 @@ impl HostDir {
             rustix::fs::openat2(&root, node.path.as_slice(), flags, Mode::empty(), resolve)
         });
         let fd = fd.lift()?;
-        let status = Status::of(&fd)?;
+        let status = self.shown(Status::of(&fd)?, &fd);
         let other = handle.is_some_and(|handle| sys::name_to_handle_at(fd.as_fd()).is_ok_and(|found| found != handle));
         if other || !node.is(&status) { Err(STALE) } else { Ok((Hold::Fd(fd), status)) }
     }

@@ -81,6 +81,13 @@ impl Status {
         self.0.stx_gid
     }
 
+    /// The same inode with another owner, another mode and another device number.
+    pub(crate) fn owned(mut self, uid: u32, gid: u32, mode: u32, (major, minor): (u32, u32)) -> Status {
+        (self.0.stx_uid, self.0.stx_gid, self.0.stx_mode) = (uid, gid, mode as u16);
+        (self.0.stx_rdev_major, self.0.stx_rdev_minor) = (major, minor);
+        self
+    }
+
     /// In the form of GETATTR.
     pub(crate) fn attr(&self, ino: u64) -> Attr {
         let status = &self.0;
@@ -136,13 +143,19 @@ impl Status {
 }
 
 /// A device number as the kernel sends it: `new_encode_dev` of `include/linux/kdev_t.h`.
-fn encode_device(major: u32, minor: u32) -> u32 {
+pub(crate) fn encode_device(major: u32, minor: u32) -> u32 {
     (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12)
 }
 
-/// The reverse, for mknod(2).
+/// The reverse: major and minor.
+pub(crate) fn device_numbers(device: u32) -> (u32, u32) {
+    ((device & 0xf_ff00) >> 8, (device & 0xff) | ((device >> 12) & 0xf_ff00))
+}
+
+/// The same for mknod(2).
 pub(crate) fn decode_device(device: u32) -> u64 {
-    rustix::fs::makedev((device & 0xf_ff00) >> 8, (device & 0xff) | ((device >> 12) & 0xf_ff00))
+    let (major, minor) = device_numbers(device);
+    rustix::fs::makedev(major, minor)
 }
 
 #[cfg(test)]

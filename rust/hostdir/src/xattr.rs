@@ -36,7 +36,7 @@ fn has_calls<T>(result: rustix::io::Result<T>) -> Option<rustix::io::Result<T>> 
 }
 
 /// The extended attributes of the inode of one descriptor.
-struct Attributes<'a> {
+pub(crate) struct Attributes<'a> {
     proc: BorrowedFd<'a>,
     fd: BorrowedFd<'a>,
 }
@@ -57,12 +57,12 @@ impl Attributes<'_> {
         format!("/proc/self/fd/{}", self.fd.as_raw_fd())
     }
 
-    fn set(&self, name: &CStr, value: &[u8], flags: u32) -> Result<()> {
+    pub(crate) fn set(&self, name: &CStr, value: &[u8], flags: u32) -> Result<()> {
         let by_path = || rustix::fs::setxattr(self.path(), name, value, XattrFlags::from_bits_retain(flags));
         self.at(|dir, path| sys::setxattrat(dir, path, name, value, flags)).unwrap_or_else(by_path).lift()
     }
 
-    fn get(&self, name: &CStr, out: &mut [u8]) -> Result<usize> {
+    pub(crate) fn get(&self, name: &CStr, out: &mut [u8]) -> Result<usize> {
         match self.at(|dir, path| sys::getxattrat(dir, path, name, out)) {
             Some(result) => result.lift(),
             None if out.is_empty() => rustix::fs::getxattr_query(self.path(), name).lift(),
@@ -85,12 +85,17 @@ impl Attributes<'_> {
 }
 
 impl HostDir {
-    /// The host's name for the guest's. Refuses what the share does not serve, not with ENOSYS: there are other names.
-    fn host_name<'n>(&self, name: &'n CStr, buffer: &'n mut NameBuffer) -> Result<&'n CStr> {
+    /// The host's name for the guest's. Refuses what the share does not serve, not with ENOSYS: there are other names. What it keeps there for
+    /// itself answers `missing`.
+    fn host_name<'n>(&self, name: &'n CStr, buffer: &'n mut NameBuffer, missing: i32) -> Result<&'n CStr> {
         if !self.config.xattr || is_acl(name.to_bytes()) && !self.acls() {
             return errno(libc::EOPNOTSUPP);
         }
-        self.names.to_host(name, buffer)
+        let name = self.names.to_host(name, buffer)?;
+        if self.is_kept(name.to_bytes()) {
+            return errno(missing);
+        }
+        Ok(name)
     }
 
     pub(crate) fn op_setxattr(&self, node: u64, name: &CStr, value: &[u8], flags: u32, kill_sgid: bool) -> Result<()> {
@@ -98,7 +103,10 @@ impl HostDir {
         inode.must_be_writable()?;
         let _change = self.changing(&inode);
         let mut buffer = NAME_BUFFER;
-        let name = self.host_name(name, &mut buffer)?;
+        if self.is_only_a_file_on_the_host(&inode) && name.to_bytes().starts_with(b"user.") {
+            return errno(libc::EPERM);
+        }
+        let name = self.host_name(name, &mut buffer, libc::EPERM)?;
         self.xattrs(inode.fd()?.as_fd()).set(name, value, flags)?;
         if kill_sgid {
             let mode = u32::from(Status::basic(inode.fd()?)?.mode());
@@ -128,7 +136,7 @@ impl HostDir {
         }
     }
 
-    fn xattrs<'a>(&'a self, fd: BorrowedFd<'a>) -> Attributes<'a> {
+    pub(crate) fn xattrs<'a>(&'a self, fd: BorrowedFd<'a>) -> Attributes<'a> {
         Attributes { proc: self.proc.dir(), fd }
     }
 
@@ -136,7 +144,7 @@ impl HostDir {
         let inode = self.inodes.get(node)?;
         self.asked(&inode);
         let mut buffer = NAME_BUFFER;
-        let name = self.host_name(name, &mut buffer)?;
+        let name = self.host_name(name, &mut buffer, libc::ENODATA)?;
         self.xattrs(inode.fd()?.as_fd()).get(name, out)
     }
 
@@ -148,11 +156,11 @@ impl HostDir {
         }
         let (fd, acls) = (inode.fd()?, self.acls());
         let host = self.xattrs(fd.as_fd());
-        if acls && self.names.is_empty() {
+        if acls && self.names.is_empty() && !self.keeps() {
             return host.list(out);
         }
         let strips = |name: &[u8]| {
-            let lost = self.names.strips(name)?;
+            let lost = self.names.strips(name).filter(|_| !self.is_kept(name))?;
             (acls || !name.get(lost..).is_some_and(is_acl)).then_some(lost)
         };
         if !out.is_empty() {
@@ -178,7 +186,7 @@ impl HostDir {
         inode.must_be_writable()?;
         let _change = self.changing(&inode);
         let mut buffer = NAME_BUFFER;
-        let name = self.host_name(name, &mut buffer)?;
+        let name = self.host_name(name, &mut buffer, libc::EPERM)?;
         self.xattrs(inode.fd()?.as_fd()).remove(name)
     }
 }

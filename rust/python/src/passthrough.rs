@@ -1,5 +1,6 @@
 //! A directory of the host with its settings, as Python describes it.
 
+use std::ffi::CString;
 use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
@@ -42,8 +43,19 @@ impl From<NameRule> for hostdir::NameRule {
 }
 
 /// Ids that become others: the first one, how many, and what the first becomes; whether all become that one. `None` is refused.
-#[derive(FromPyObject)]
+#[derive(Clone, FromPyObject)]
 struct IdRange(u32, u32, Option<u32>, bool);
+
+/// Ranges of the guest's ids, and of the host's.
+#[derive(Clone, FromPyObject)]
+pub(crate) struct Translation(Vec<IdRange>, Vec<IdRange>);
+
+impl From<Translation> for Arc<hostdir::Translation> {
+    fn from(Translation(to_host, to_guest): Translation) -> Arc<hostdir::Translation> {
+        let ranges = |ranges: Vec<IdRange>| ranges.into_iter().map(hostdir::IdRange::from).collect();
+        Arc::new(hostdir::Translation { to_host: ranges(to_host), to_guest: ranges(to_guest) })
+    }
+}
 
 impl From<IdRange> for hostdir::IdRange {
     fn from(IdRange(from, count, target, one): IdRange) -> hostdir::IdRange {
@@ -61,7 +73,7 @@ impl HostDir {
     #[new]
     #[pyo3(signature = (directory, *, attr_timeout, entry_timeout, negative_timeout, open_flags, dir_open_flags, read_only,
                         writeback, xattr, xattr_names, posix_acl, allow_direct_io, announce_submounts, node_descriptors, dax,
-                        versions=None, pace=None, rules=None, ids=None))]
+                        versions=None, pace=None, rules=None, users=None, groups=None, kept=None))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         py: Python<'_>,
@@ -83,7 +95,9 @@ impl HostDir {
         versions: Option<PyRef<'_, VersionTable>>,
         pace: Option<(f64, f64)>,
         rules: Option<PyRef<'_, Rules>>,
-        ids: Option<[Vec<IdRange>; 4]>,
+        users: Option<Translation>,
+        groups: Option<Translation>,
+        kept: Option<Vec<u8>>,
     ) -> PyResult<HostDir> {
         let pace = match pace {
             Some((restless, growth)) => Some(hostdir::Pace { restless: timeout(restless)?, growth }),
@@ -97,6 +111,8 @@ impl HostDir {
             dir_open_flags,
             dax,
             pace,
+            users: users.map(Arc::from),
+            groups: groups.map(Arc::from),
             ..hostdir::Effects::default()
         };
         let root = directory;
@@ -113,13 +129,7 @@ impl HostDir {
                 allow_direct_io,
                 announce_submounts,
                 node_descriptors,
-                ids: ids.map(|[to_host_users, to_host_groups, to_guest_users, to_guest_groups]| {
-                    let ranges = |ranges: Vec<IdRange>| ranges.into_iter().map(hostdir::IdRange::from).collect();
-                    Arc::new(hostdir::Ids {
-                        to_host: [ranges(to_host_users), ranges(to_host_groups)],
-                        to_guest: [ranges(to_guest_users), ranges(to_guest_groups)],
-                    })
-                }),
+                kept: kept.map(CString::new).transpose()?,
                 watcher: versions.as_ref().and_then(|versions| versions.inodes()),
                 versions: versions.map(|versions| Arc::clone(&versions.table)),
             },

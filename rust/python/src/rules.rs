@@ -13,7 +13,7 @@ use virtiofs_hostdir as hostdir;
 
 use crate::attr::Attr;
 use crate::faults;
-use crate::passthrough::timeout;
+use crate::passthrough::{Translation, timeout};
 
 /// The program that decides about single inodes.
 #[pyclass(frozen, module = "virtiofs._core")]
@@ -41,6 +41,8 @@ struct Given {
     read_only: Option<bool>,
     hidden: Option<bool>,
     dax: Option<(bool, u64)>,
+    users: Option<Translation>,
+    groups: Option<Translation>,
 }
 
 /// How timeouts follow an inode, or that they do not.
@@ -98,6 +100,8 @@ impl Given {
             read_only: self.read_only,
             hidden: self.hidden,
             dax: self.dax.map(|(some, least)| some.then_some(least)),
+            users: self.users.clone().map(|users| Some(users.into())),
+            groups: self.groups.clone().map(|groups| Some(groups.into())),
         })
     }
 }
