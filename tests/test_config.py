@@ -13,7 +13,7 @@ import pytest
 
 from tests.daemon import Start, virtiofs
 from virtiofs import ALWAYS, AUTO, NONE, Config, ConfigError, Passthrough, Share, cli
-from virtiofs.configfile import OF_CACHE, keys
+from virtiofs.configfile import HOOKS, OF_CACHE, keys
 from virtiofs.testing import Guest
 from virtiofs.xattrmap import parse
 
@@ -299,6 +299,7 @@ def test_a_share_that_fails_to_start_ends_all(tmp_path: Path, share: Path) -> No
 
 
 MODULE = """
+import os
 from virtiofs import Passthrough
 
 class Mine(Passthrough):
@@ -314,6 +315,17 @@ def make(path, xattr=False):
 nothing = 5
 def wrong():
     return 5
+
+def decide(request, node, flags):
+    if node.path.name == "hello":
+        raise PermissionError(node.path)
+
+def note(event):
+    with open(os.environ["NOTED"], "a") as file:
+        print(event.path, event.errno, file=file)
+
+async def later(request, node, flags):
+    pass
 """
 
 
@@ -350,6 +362,43 @@ def test_classes(share: Path, tmp_path: Path) -> None:
     assert said == f"{path}:1: Mine({str(share)!r}, 'red', False) as 'virtiofs' at {tmp_path}/s\n"
 
 
+@pytest.mark.usefixtures("module")
+def test_hooks(share: Path, tmp_path: Path, start: Start) -> None:
+    """Functions that are asked and told of opens, beside rules for single files."""
+    text = f"""
+        [[share]]
+        directory = "{share}"
+        socket = "s"
+        on_open = "configured:decide"
+        audit = "configured:note"
+        [[share.policy]]
+        name = "sub"
+        hidden = true
+        """
+    path = write(tmp_path, text)
+    (loaded,) = Config.load(path).shares
+    assert loaded.policy is not None
+    assert len(loaded.policy.rules) == 1
+    noted = tmp_path / "noted"
+    daemon = start("--config", path, env={"NOTED": str(noted)})
+    with Guest(tmp_path / "s") as guest:
+        assert guest.listdir() == ["hello"]
+        with pytest.raises(PermissionError):
+            guest.read_file("hello")
+        guest.write_file("new", b"")
+        guest.read_file("new")
+    assert daemon.end() == 0
+    assert set(noted.read_text().splitlines()) >= {f"{share}/hello 13", f"{share}/new 0"}
+    for wrong, message in (
+        (text.replace(":decide", ":later"), "v.toml:5: on_open: on_open may not be async"),
+        (text.replace(":note", ":nothing"), "v.toml:6: audit: configured:nothing is not a class"),
+        (text.replace('"configured:note"', "5"), "v.toml:6: audit: expected a string, not a whole number"),
+        (text.replace("hidden = true", 'uid = "root"'), "v.toml:9: uid: expected a whole number, not a string"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            Config.load(write(tmp_path, wrong))
+
+
 def overridden(path: Path, *arguments: str) -> Config:
     given = ["serve", "--config", str(path), *arguments]
     return cli._config(cli._parser().parse_args(given, argparse.Namespace(argv=given)))
@@ -384,6 +433,9 @@ def test_the_documentation_has_every_key() -> None:
         key, kind, default, _ = row
         if key in OF_CACHE:
             assert kind == kinds[OF_CACHE[key]]
+            continue
+        if key in HOOKS:
+            assert kind == "string"
             continue
         hint = get_type_hints(owner)[key]
         field = next(field for field in dataclasses.fields(owner) if field.name == key)

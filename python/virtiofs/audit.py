@@ -19,7 +19,7 @@ class OpenEvent:
 
     Args:
         time_ns: When, in nanoseconds since the epoch.
-        path: The file, below the share's root.
+        path: The file on the host, as an absolute path.
         flags: Those of open(2).
         uid: Who asked, in the guest.
         gid: The group of who asked.

@@ -22,6 +22,9 @@ OF_CACHE: Final[dict[str, type]] = {
 }
 """Keys of a share that change one thing of its cache mode."""
 
+HOOKS: Final = ("on_open", "audit")
+"""Keys of a share that name functions of its policy."""
+
 _Where = tuple[str | int, ...]
 """The way to a value: keys, and positions in arrays of tables."""
 
@@ -36,6 +39,7 @@ def keys() -> dict[str, list[str]]:
     """Returns the keys of a configuration, and those of a share in it."""
     share = [field.name for field in fields(Share) if field.name not in _NOT_KEYS]
     share[share.index("cache") + 1 : share.index("cache") + 1] = OF_CACHE
+    share += HOOKS
     return {"": [*(field.name for field in fields(Config) if field.name != "shares"), "share"], "share": share}
 
 
@@ -88,6 +92,8 @@ class _Reader:
         hints = get_type_hints(Share)
         values: dict[str, Any] = {}
         of_cache = {}
+        hooks: dict[str, Callable[..., Any]] = {}
+        rules: list[Rule] = []
         for key in self.known(given, where, keys()["share"]):
             value, at = given[key], (*where, key)
             if key in OF_CACHE:
@@ -100,11 +106,15 @@ class _Reader:
                 values[key] = self.typed(value, hints[key], at)
                 self.parsed(translation, values[key], at)
             elif key == "policy":
-                values[key] = self.policy(value, at)
+                rules = self.rules(value, at)
+            elif key in HOOKS:
+                hooks[key] = self.parsed(find, self.typed(value, str, at), at)
             elif key == "socket_mode" and isinstance(value, str):
                 values[key] = self.parsed(_octal, value, at)
             else:
                 values[key] = self.typed(value, hints[key], at)
+        if rules or hooks:
+            values["policy"] = self.policy(rules, hooks, where)
         for key in _PATHS:
             if key in values:
                 values[key] = os.path.join(os.path.dirname(self.path), values[key])
@@ -122,7 +132,15 @@ class _Reader:
             raise self.wrong(where, "no socket to serve at", 'give socket = "PATH"')
         return Share(**values, origin=f"{self.path}:{self.line(where)}")
 
-    def policy(self, tables: object, where: _Where) -> Policy:
+    def policy(self, rules: list[Rule], hooks: dict[str, Callable[..., Any]], where: _Where) -> Policy:
+        if "on_open" in hooks:
+            self.parsed(lambda function: Policy(on_open=function), hooks["on_open"], (*where, "on_open"))
+        try:
+            return Policy(*rules, **hooks)
+        except ConfigError as error:
+            raise self.wrong((*where, "policy"), str(error)) from None
+
+    def rules(self, tables: object, where: _Where) -> list[Rule]:
         if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
             raise self.wrong(where, "policy: expected tables", "write [[share.policy]] before each rule")
         hints = get_type_hints(Rule)
@@ -132,7 +150,7 @@ class _Reader:
             values: dict[str, Any] = {}
             for key in self.known(table, at, list(hints)):
                 value = table[key]
-                if hints[key] in (bool | None, float | None):
+                if hints[key] in (bool | None, float | None, int | None):
                     value = self.typed(value, hints[key], (*at, key))
                 elif key == "when":
                     value = self.parsed(find, self.typed(value, str, (*at, key)), (*at, key))
@@ -141,10 +159,7 @@ class _Reader:
                 rules.append(Rule(**values))
             except ConfigError as error:
                 raise self.wrong(at, f"policy: {error}", *getattr(error, "__notes__", [])) from None
-        try:
-            return Policy(*rules)
-        except ConfigError as error:
-            raise self.wrong(where, str(error)) from None
+        return rules
 
     def known(self, given: dict[str, Any], where: _Where, known: list[str]) -> list[str]:
         """Returns the keys of a table, which are all known."""
