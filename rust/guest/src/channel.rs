@@ -40,6 +40,8 @@ pub(crate) struct Channel {
     polling: bool,
     /// A device that is gone comes back.
     patient: AtomicBool,
+    /// One thread has the ring for itself.
+    pub(crate) raw: AtomicBool,
 }
 
 /// One request with all of its parts.
@@ -80,13 +82,18 @@ impl Channel {
             ring.disarm();
         }
         let inner = Mutex::new(Inner { ring, led: false });
-        let patient = AtomicBool::new(patient);
-        Channel { inner, done: Condvar::new(), waiter, timeout, polling, patient }
+        let (patient, raw) = (AtomicBool::new(patient), AtomicBool::new(false));
+        Channel { inner, done: Condvar::new(), waiter, timeout, polling, patient, raw }
     }
 
     /// A device that is gone does not come back.
     pub(crate) fn give_up(&self) {
         self.patient.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether one thread has the ring for itself.
+    pub(crate) fn is_raw(&self) -> bool {
+        self.raw.load(Ordering::Relaxed)
     }
 
     /// The ring for one thread's own use. Nobody else can make a request meanwhile.

@@ -330,8 +330,9 @@ impl Client {
     }
 
     fn channel(&self) -> &Channel {
-        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
-        self.requests.get(turn % self.requests.len()).unwrap_or(&self.hiprio)
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed) % self.requests.len();
+        let mut free = self.requests.iter().cycle().skip(turn).take(self.requests.len());
+        free.find(|channel| !channel.is_raw()).or(self.requests.get(turn)).unwrap_or(&self.hiprio)
     }
 
     /// The queue `index` as the device counts them: 0 is hiprio.

@@ -1,5 +1,6 @@
 //! What no honest driver does: descriptors, ring entries and indices of the caller's own making.
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use parking_lot::MutexGuard;
@@ -11,7 +12,8 @@ use crate::ring::Descriptor;
 use crate::signal::Woken;
 use crate::{Client, Error, Result};
 
-/// A queue in the hands of one thread that writes its rings itself. The client's own requests on this queue wait until it is dropped.
+/// A queue in the hands of one thread that writes its rings itself. The client's own requests take another one meanwhile; where there
+/// is none, they wait until it is dropped.
 ///
 /// Buffers are guest memory from [`RawQueue::buffer`], written and read through [`Client::memory`]. Dropping it puts the client's own
 /// descriptors back; after [`RawQueue::set_available_index`] only [`Client::reboot`] makes the queue usable again.
@@ -26,7 +28,9 @@ impl Client {
     /// Takes the queue `index`: 0 is hiprio, requests begin at 1. `None` if there is no such queue.
     pub fn raw_queue(&self, index: usize) -> Option<RawQueue<'_>> {
         let channel = self.queue(index)?;
-        Some(RawQueue { client: self, channel, inner: channel.lock() })
+        let inner = channel.lock();
+        channel.raw.store(true, Ordering::Relaxed);
+        Some(RawQueue { client: self, channel, inner })
     }
 }
 
@@ -104,5 +108,6 @@ impl RawQueue<'_> {
 impl Drop for RawQueue<'_> {
     fn drop(&mut self) {
         self.inner.ring.take_back();
+        self.channel.raw.store(false, Ordering::Relaxed);
     }
 }
