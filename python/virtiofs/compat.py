@@ -109,12 +109,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--allow-mmap", action="store_true", help="no effect: files can always be mapped")
     for option in ("--preserve-noatime", "--migration-verify-handles", "--migration-confirm-paths", "-f"):
         group.add_argument(option, action="store_true", help=argparse.SUPPRESS)
-    for option in ("--migration-mode", "--migration-on-error"):
-        group.add_argument(option, metavar="VALUE", help=argparse.SUPPRESS)
+    group.add_argument("--migration-mode", metavar="VALUE", help=argparse.SUPPRESS)
 
 
 def check(arguments: argparse.Namespace) -> list[str]:
     """Returns warnings about accepted options that have no effect."""
-    if any(getattr(arguments, name) for name in ("migration_mode", "migration_on_error")):
-        return ["--migration options have no effect: migration is not offered"]
+    if arguments.migration_mode:
+        return [
+            "--migration-mode has no effect: files are found again by handle where that can be, and by path elsewhere"
+        ]
     return []
