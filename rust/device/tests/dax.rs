@@ -542,6 +542,7 @@ fn the_version_table_is_shown_to_be_read_alone() {
         slow_threads: 1,
         window,
         reconnect: Duration::ZERO,
+        may_lose: false,
     };
     let daemon = Daemon::new(server, source, config).unwrap().with_notices(Arc::new(Notices::new(table).unwrap()));
     daemon.begin().unwrap();
