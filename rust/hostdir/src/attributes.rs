@@ -22,11 +22,15 @@ impl HostDir {
         if self.config.watcher.is_some() {
             self.asked(&*self.inodes.get(node)?);
         }
-        let (inode, status) = match fh {
-            None => self.inodes.status(node)?,
+        let mut status = Status::none();
+        let inode = match fh {
+            None => self.inodes.status(node, &mut status)?,
             Some(fh) => match self.file_at_hand(node, fh)? {
-                None => self.inodes.status(node)?,
-                Some(file) => (self.inodes.get(node)?, Status::basic(file.fd())?),
+                None => self.inodes.status(node, &mut status)?,
+                Some(file) => {
+                    status.read_basic(file.fd())?;
+                    self.inodes.get(node)?
+                }
             },
         };
         Ok(self.attributes(&inode, &status))

@@ -80,7 +80,7 @@ impl HostDir {
         flags: u32,
         kill_suidgid: bool,
     ) -> Result<(EntryOut, OpenOut)> {
-        let (inode, _) = self.enter(dir, name, false)?;
+        let inode = self.enter(dir, name, false, &mut Status::none())?;
         let open = || {
             inode.must_be_regular().map_err(|_| STALE)?;
             if self.keeps() && !self.kept_allows(cx, &inode, access_mask(flags))? {
@@ -224,7 +224,8 @@ impl HostDir {
             let _caller = self.creates(effects, cx, new)?;
             change.of(make_as_wanted(&dir.fd()?, name, wanted).lift())?;
         }
-        let (inode, status) = self.enter(&dir, name, is_directory)?;
+        let mut status = Status::none();
+        let inode = self.enter(&dir, name, is_directory, &mut status)?;
         if let Some((label, value)) = new.security
             && let Err(error) = self.set_label(&inode.fd()?, label, value)
         {

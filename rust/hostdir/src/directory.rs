@@ -15,6 +15,7 @@ use crate::HostDir;
 use crate::error::{Lift, answer, errno};
 use crate::handles::DirHandle;
 use crate::inodes::Inode;
+use crate::stat::Status;
 use crate::sys;
 
 /// As much as glibc asks for: some hundreds of entries per call.
@@ -104,13 +105,14 @@ impl HostDir {
             return;
         }
         let new_directory = record.kind == u32::from(libc::DT_DIR) && !self.likely_known(dir, record.ino);
-        match self.enter(dir, record.name, new_directory) {
-            Ok((inode, _)) if inode.effects.hidden => _ = self.inodes.forget_inode(&inode, 1),
-            Ok((inode, _)) if !plus => {
+        let mut status = Status::none();
+        match self.enter(dir, record.name, new_directory, &mut status) {
+            Ok(inode) if inode.effects.hidden => _ = self.inodes.forget_inode(&inode, 1),
+            Ok(inode) if !plus => {
                 out.push(name, ino, kind, record.off);
                 self.inodes.forget_inode(&inode, 1);
             }
-            Ok((inode, status)) => {
+            Ok(inode) => {
                 let entry = self.entry(&inode, &status);
                 if !out.push_plus(name, ino, entry.attr.mode >> 12, record.off, &entry) {
                     self.inodes.forget_inode(&inode, 1);

@@ -232,19 +232,17 @@ impl Inodes {
     }
 
     /// The node of an id and the attributes of its inode, by name if it was never used.
-    pub(crate) fn status(&self, id: u64) -> Result<(Arc<Inode>, Status)> {
+    pub(crate) fn status(&self, id: u64, status: &mut Status) -> Result<Arc<Inode>> {
         let inode = self.known(id)?;
-        let status = match inode.pin.fd() {
-            Some(fd) => Status::basic(fd)?,
-            None => match inode.pin.seen_status(inode.key)? {
-                Some(status) => status,
-                None => {
-                    self.hold(&inode)?;
-                    Status::basic(inode.fd()?)?
-                }
-            },
-        };
-        Ok((inode, status))
+        match inode.pin.fd() {
+            Some(fd) => status.read_basic(fd)?,
+            None if inode.pin.seen_status(inode.key, status)? => {}
+            None => {
+                self.hold(&inode)?;
+                status.read_basic(inode.fd()?)?;
+            }
+        }
+        Ok(inode)
     }
 
     fn known(&self, id: u64) -> Result<Arc<Inode>> {

@@ -27,23 +27,24 @@ impl HostDir {
         {
             return Err(error);
         }
-        match self.enter(&dir, name, false).and_then(|found| self.seen(found)) {
-            Ok((inode, status)) => Ok(self.entry(&inode, &status)),
+        let mut status = Status::none();
+        match self.enter(&dir, name, false, &mut status).and_then(|inode| self.seen(inode)) {
+            Ok(inode) => Ok(self.entry(&inode, &status)),
             Err(Error::Errno(libc::ENOENT)) if !dir.effects.negative_ttl.is_zero() => Ok(dir.effects.negative_entry()),
             Err(error) => Err(error),
         }
     }
 
     /// What was found, unless it is hidden: then there is nothing.
-    pub(crate) fn seen(&self, (inode, status): (Arc<Inode>, Status)) -> Result<(Arc<Inode>, Status)> {
+    pub(crate) fn seen(&self, inode: Arc<Inode>) -> Result<Arc<Inode>> {
         if inode.effects.hidden {
             self.inodes.forget_inode(&inode, 1);
             return errno(libc::ENOENT);
         }
-        Ok((inode, status))
+        Ok(inode)
     }
 
-    /// The node that a name leads to, counted once more, and its attributes.
+    /// The node that a name leads to, counted once more; its attributes go to `status`.
     ///
     /// One statx(2) by name, unless the name leads to a new directory, or to what cannot be told apart from another inode
     /// of its number later: that is opened now, at once if it is `probably_new_directory`. The name is a single component and
@@ -53,21 +54,23 @@ impl HostDir {
         dir: &Arc<Inode>,
         name: &CStr,
         probably_new_directory: bool,
-    ) -> Result<(Arc<Inode>, Status)> {
+        status: &mut Status,
+    ) -> Result<Arc<Inode>> {
         if !probably_new_directory {
-            let status = Status::by_name(dir.fd()?, name)?;
-            if let Some(inode) = self.inodes.find_and_count(&status) {
+            status.read_name(dir.fd()?, name)?;
+            if let Some(inode) = self.inodes.find_and_count(status) {
                 inode.seen_at(dir, name);
-                return Ok((inode, status));
+                return Ok(inode);
             }
             if let (false, Some(born)) = (status.is_directory() || self.keeps(), status.born()) {
                 let seen = Hold::Seen(Box::new(Seen::new(dir, name, born)));
-                return Ok((self.enter_new(dir, name, seen, &status)?, status));
+                return self.enter_new(dir, name, seen, status);
             }
         }
         let fd = open_path(dir.fd()?.as_fd(), name)?;
-        let status = self.shown(Status::of(&fd)?, &fd);
-        Ok((self.enter_fd(dir, name, fd, &status)?, status))
+        status.read(&fd)?;
+        *status = self.shown(*status, &fd);
+        self.enter_fd(dir, name, fd, status)
     }
 
     /// The node of an O_PATH descriptor that was opened as `name` in `dir`.

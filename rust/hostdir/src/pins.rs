@@ -127,10 +127,10 @@ impl Pin {
     }
 
     /// The attributes of an inode that was only seen, the first time; ESTALE if it is not there any more.
-    pub(crate) fn seen_status(&self, key: Key) -> Result<Option<Status>> {
+    pub(crate) fn seen_status(&self, key: Key, status: &mut Status) -> Result<bool> {
         match &*self.hold.read_recursive() {
-            Hold::Seen(seen) => seen.status(key),
-            _ => Ok(None),
+            Hold::Seen(seen) => seen.status(key, status),
+            _ => Ok(false),
         }
     }
 

@@ -16,10 +16,41 @@ use crate::inodes::{Inode, Key};
 use crate::lookup::open_path;
 use crate::stat::{Born, Status};
 
+/// Bytes of a name, its NUL included, that need no allocation of their own: most names.
+const SHORT: usize = 24;
+
+/// A name that is kept.
+enum Name {
+    /// It ends with the first NUL.
+    Short([u8; SHORT]),
+    Long(Box<CStr>),
+}
+
+impl Name {
+    fn new(name: &CStr) -> Name {
+        let (mut short, bytes) = ([0; SHORT], name.to_bytes());
+        match short.get_mut(..bytes.len()) {
+            Some(room) if bytes.len() < SHORT => {
+                room.copy_from_slice(bytes);
+                Name::Short(short)
+            }
+            _ => Name::Long(name.into()),
+        }
+    }
+
+    fn as_c_str(&self) -> &CStr {
+        match self {
+            // It was made with room for the NUL.
+            Name::Short(bytes) => CStr::from_bytes_until_nul(bytes).unwrap_or_default(),
+            Name::Long(name) => name,
+        }
+    }
+}
+
 /// An entry of a directory, as it was seen.
 pub(crate) struct Seen {
     parent: Arc<Inode>,
-    name: Box<CStr>,
+    name: Name,
     /// When the inode was made.
     pub(crate) born: Born,
     /// The guest has asked for attributes once.
@@ -29,35 +60,35 @@ pub(crate) struct Seen {
 impl Seen {
     pub(crate) fn new(parent: &Arc<Inode>, name: &CStr, born: Born) -> Seen {
         parent.names_children(true);
-        Seen { parent: Arc::clone(parent), name: name.into(), born, asked: AtomicBool::new(false) }
+        Seen { parent: Arc::clone(parent), name: Name::new(name), born, asked: AtomicBool::new(false) }
     }
 
     /// Whether this is the place where the inode was seen.
     pub(crate) fn is_at(&self, parent: &Arc<Inode>, name: &CStr) -> bool {
-        Arc::ptr_eq(&self.parent, parent) && *self.name == *name
+        Arc::ptr_eq(&self.parent, parent) && self.name.as_c_str() == name
     }
 
     /// The directory's node, and the name there.
     pub(crate) fn place(&self) -> (u64, Vec<u8>) {
-        (self.parent.id, self.name.to_bytes().to_vec())
+        (self.parent.id, self.name.as_c_str().to_bytes().to_vec())
     }
 
     /// Opens the inode if it is still there.
     pub(crate) fn open(&self, key: Key) -> Result<OwnedFd> {
-        let fd = open_path(self.parent.fd()?.as_fd(), &self.name).map_err(|_| STALE)?;
+        let fd = open_path(self.parent.fd()?.as_fd(), self.name.as_c_str()).map_err(|_| STALE)?;
         self.prove(&Status::of(&fd)?, key)?;
         Ok(fd)
     }
 
-    /// The inode's attributes if it is still there. `None` the second time: whose attributes are asked for again and again is worth
-    /// a descriptor.
-    pub(crate) fn status(&self, key: Key) -> Result<Option<Status>> {
+    /// The inode's attributes if it is still there. False, and none, the second time: whose attributes are asked for again and again is
+    /// worth a descriptor.
+    pub(crate) fn status(&self, key: Key, status: &mut Status) -> Result<bool> {
         if self.asked.swap(true, Ordering::Relaxed) {
-            return Ok(None);
+            return Ok(false);
         }
-        let status = Status::by_name(self.parent.fd()?, &self.name).map_err(|_| STALE)?;
-        self.prove(&status, key)?;
-        Ok(Some(status))
+        status.read_name(self.parent.fd()?, self.name.as_c_str()).map_err(|_| STALE)?;
+        self.prove(status, key)?;
+        Ok(true)
     }
 
     fn prove(&self, status: &Status, key: Key) -> Result<()> {
@@ -68,5 +99,20 @@ impl Seen {
 impl Drop for Seen {
     fn drop(&mut self) {
         self.parent.names_children(false);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::CString;
+
+    use super::*;
+
+    #[test]
+    fn names_of_all_lengths_are_kept() {
+        for length in [1, SHORT - 2, SHORT - 1, SHORT, SHORT + 1, 255] {
+            let name = CString::new(vec![b'n'; length]).unwrap();
+            assert_eq!(Name::new(&name).as_c_str(), &*name);
+        }
     }
 }

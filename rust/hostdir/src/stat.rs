@@ -9,6 +9,7 @@ use virtiofs_fuse::wire::{Attr, Statx, SxTime};
 
 use crate::error::Lift;
 use crate::inodes::Key;
+use crate::sys;
 
 /// `STATX_MNT_ID_UNIQUE` (Linux 6.8): a mount id that is never used again. Asked for together with `STATX_MNT_ID`, which older
 /// kernels answer instead.
@@ -26,9 +27,31 @@ pub(crate) type Born = (i64, u32);
 pub(crate) struct Status(HostStatx);
 
 impl Status {
+    /// Nothing yet: what others fill in is not moved about.
+    #[inline]
+    pub(crate) fn none() -> Status {
+        Status(sys::no_statx())
+    }
+
     /// Of the descriptor's inode, with what identifies it.
     pub(crate) fn of(fd: impl AsFd) -> Result<Status> {
         Status::empty_path(fd, identity())
+    }
+
+    /// As [`Status::of`], in place.
+    pub(crate) fn read(&mut self, fd: impl AsFd) -> Result<()> {
+        sys::statx(fd.as_fd(), c"", AtFlags::EMPTY_PATH, identity(), &mut self.0).lift()
+    }
+
+    /// As [`Status::basic`], in place.
+    pub(crate) fn read_basic(&mut self, fd: impl AsFd) -> Result<()> {
+        sys::statx(fd.as_fd(), c"", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS, &mut self.0).lift()
+    }
+
+    /// As [`Status::by_name`], in place.
+    pub(crate) fn read_name(&mut self, dir: impl AsFd, name: &CStr) -> Result<()> {
+        let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+        sys::statx(dir.as_fd(), name, flags, identity(), &mut self.0).lift()
     }
 
     /// Of the descriptor's inode, with exactly what `mask` asks for.
@@ -42,13 +65,16 @@ impl Status {
     }
 
     fn empty_path(fd: impl AsFd, mask: StatxFlags) -> Result<Status> {
-        rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, mask).map(Status).lift()
+        let mut status = Status::none();
+        sys::statx(fd.as_fd(), c"", AtFlags::EMPTY_PATH, mask, &mut status.0).lift()?;
+        Ok(status)
     }
 
     /// Of a name in a directory, links not followed.
     pub(crate) fn by_name(dir: impl AsFd, name: &CStr) -> Result<Status> {
-        let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
-        rustix::fs::statx(dir, name, flags, identity()).map(Status).lift()
+        let mut status = Status::none();
+        status.read_name(dir, name)?;
+        Ok(status)
     }
 
     /// What identifies the inode. Before Linux 5.8 the mount is always 0.

@@ -7,6 +7,7 @@
 use std::ffi::{CStr, c_int, c_long, c_void};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 
+use rustix::fs::{AtFlags, Statx, StatxFlags};
 use rustix::io::{Errno, Result};
 use virtiofs_fuse::Segments;
 
@@ -95,6 +96,23 @@ pub(crate) fn pwritev2(fd: BorrowedFd<'_>, piece: &Piece<'_>, offset: u64, flags
         // SAFETY: as for `preadv2`; the kernel only reads what the iovecs point to.
         check(unsafe { libc::syscall(libc::SYS_pwritev2, fd.as_raw_fd(), iovecs, count, offset, 0_i64, flags) })
     })
+}
+
+/// statx(2) into `out`, which is copied nowhere else: it has 256 bytes, and most requests ask.
+#[inline]
+pub(crate) fn statx(dir: BorrowedFd<'_>, path: &CStr, flags: AtFlags, mask: StatxFlags, out: &mut Statx) -> Result<()> {
+    const { assert!(size_of::<Statx>() == 256, "struct statx of include/uapi/linux/stat.h") };
+    let (path, flags, mask) = (path.as_ptr(), flags.bits(), mask.bits());
+    let out: *mut Statx = out;
+    // SAFETY: `path` ends with NUL, and `out` is exclusively ours and has the layout of the kernel's struct, all of whose fields are numbers.
+    check(unsafe { libc::syscall(libc::SYS_statx, dir.as_raw_fd(), path, flags, mask, out) }).map(drop)
+}
+
+/// What statx(2) has told nothing about yet.
+#[inline]
+pub(crate) fn no_statx() -> Statx {
+    // SAFETY: all fields are numbers, for which zeros are a value.
+    unsafe { std::mem::zeroed() }
 }
 
 /// getdents64(2): fills `buffer` with `linux_dirent64` records, 0 at the end.
