@@ -2,8 +2,8 @@
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use virtiofs_fuse::wire::{GetattrIn, ReadIn, WriteIn};
-use virtiofs_fuse::{Opcode, Outcome, Scratch};
-use virtiofs_micro::{Plain, greet, request};
+use virtiofs_fuse::{Opcode, Outcome, Plain, Scratch};
+use virtiofs_micro::{greet, request};
 use zerocopy::IntoBytes;
 
 fn decode(criterion: &mut Criterion) {
@@ -21,7 +21,7 @@ fn decode(criterion: &mut Criterion) {
     let mut scratch = Scratch::default();
     let mut group = criterion.benchmark_group("decode");
     for (name, bytes, room) in cases {
-        let mut message = Plain::new(&bytes, room);
+        let mut message = Plain::new(bytes, vec![0; room]);
         group.bench_function(name, |bench| {
             bench.iter(|| {
                 message.rewind();

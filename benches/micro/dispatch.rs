@@ -1,9 +1,10 @@
 //! A whole request but for the file system and the wake-ups: from the ring to a handler, and back to the ring.
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use virtiofs_device::Request;
 use virtiofs_fuse::wire::{GetattrIn, ReadIn};
 use virtiofs_fuse::{Opcode, Outcome, Scratch};
-use virtiofs_micro::{Driver, OnRing, greet, request};
+use virtiofs_micro::{Driver, greet, request};
 use virtiofs_virtqueue::Popped;
 use zerocopy::IntoBytes;
 
@@ -22,7 +23,7 @@ fn dispatch(criterion: &mut Criterion) {
     for (name, bytes, room) in cases {
         let (mut driver, mut available, mut used) = Driver::new();
         driver.lay_out(&bytes, room);
-        let (memory, mut message) = (driver.memory().clone(), OnRing::default());
+        let (memory, mut message) = (driver.memory().clone(), Request::default());
         group.bench_function(name, |bench| {
             bench.iter(|| {
                 driver.offer();

@@ -4,10 +4,10 @@ use std::ffi::CStr;
 use std::sync::Arc;
 
 use virtiofs_fuse::wire::{AttrOut, EntryOut, InitIn, ReadIn, WriteIn};
-use virtiofs_fuse::{Context, DirBuffer, FileSystem, Limits, Opcode, Outcome, Result, Scratch, Segments, Server};
+use virtiofs_fuse::{
+    Context, DirBuffer, FileSystem, Limits, Opcode, Outcome, Plain, Result, Scratch, Segments, Server,
+};
 use zerocopy::IntoBytes;
-
-use crate::Plain;
 
 /// Has whatever is asked for, and does nothing for it.
 #[derive(Debug)]
@@ -48,7 +48,7 @@ impl FileSystem for Instant {
 pub fn greet() -> Server {
     let server = Server::new(Arc::new(Instant), Limits::default());
     let init = InitIn { major: 7, minor: 46, flags: u32::MAX, flags2: u32::MAX, ..InitIn::default() };
-    let mut message = Plain::new(&crate::request(Opcode::Init, init.as_bytes()), 80);
+    let mut message = Plain::new(crate::request(Opcode::Init, init.as_bytes()), vec![0; 80]);
     assert_eq!(server.handle(&mut message, &mut Scratch::default(), true), Outcome::Done(80));
     server
 }

@@ -6,4 +6,4 @@ mod message;
 
 pub use driver::{Driver, PLACE, Place};
 pub use instant::{Instant, greet};
-pub use message::{OnRing, Plain, request};
+pub use message::request;

@@ -15,10 +15,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use virtiofs_device::Request;
 use virtiofs_fuse::wire::*;
 use virtiofs_fuse::{Limits, Opcode, Outcome, Scratch, Server};
 use virtiofs_hostdir::{Config, Effects, HostDir};
-use virtiofs_micro::{Driver, OnRing, request};
+use virtiofs_micro::{Driver, request};
 use virtiofs_virtqueue::{Available, Memory, Popped, Used};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
@@ -32,7 +33,7 @@ struct Guest {
     memory: Arc<Memory>,
     available: Available,
     used: Used,
-    message: OnRing,
+    message: Request,
     scratch: Scratch,
     server: Server,
 }
@@ -44,7 +45,7 @@ impl Guest {
         let fs = HostDir::new(Config { root: root.into(), effects, ..Config::default() }).expect("a share");
         let server = Server::new(Arc::new(fs), Limits::default());
         let (driver, available, used) = Driver::new();
-        let (memory, message, scratch) = (driver.memory().clone(), OnRing::default(), Scratch::default());
+        let (memory, message, scratch) = (driver.memory().clone(), Request::default(), Scratch::default());
         let mut guest = Guest { driver, memory, available, used, message, scratch, server };
         let init = InitIn { major: 7, minor: 46, flags: u32::MAX, flags2: u32::MAX, ..InitIn::default() };
         guest.ask(Opcode::Init, 0, &[init.as_bytes()], 64);

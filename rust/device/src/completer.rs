@@ -2,13 +2,18 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
+use virtiofs_fuse::Bell;
 use virtiofs_virtqueue::{Memory, SharedMemory, Used};
 
 use crate::Call;
+use crate::request::Travelling;
+
+/// The most of [`Completer::spare`] that is kept.
+const SPARE_MAX: usize = 64;
 
 /// Completes requests of one queue and interrupts the driver.
 #[derive(Debug)]
@@ -16,8 +21,17 @@ pub(crate) struct Completer {
     memory: Arc<SharedMemory>,
     side: Mutex<Side>,
     /// Requests that were handed to the pool or a lane and are not completed yet.
-    elsewhere: Mutex<usize>,
+    elsewhere: AtomicUsize,
+    /// Those of them that are on a lane.
+    travelling: AtomicUsize,
+    /// Somebody waits until there are none; the lock is theirs.
+    draining: AtomicBool,
+    drain: Mutex<()>,
     none_elsewhere: Condvar,
+    /// Messages that were on a lane, empty, for the next that go there: what one thread allocates and another frees is dear.
+    // Boxed, as they travel: what is kept is the box as well.
+    #[allow(clippy::vec_box)]
+    spare: Mutex<Vec<Box<Travelling>>>,
     abandoned: AtomicBool,
     hurried: AtomicBool,
 }
@@ -42,8 +56,12 @@ impl Completer {
         Completer {
             memory: Arc::clone(memory),
             side: Mutex::new(side),
-            elsewhere: Mutex::new(0),
+            elsewhere: AtomicUsize::new(0),
+            travelling: AtomicUsize::new(0),
+            draining: AtomicBool::new(false),
+            drain: Mutex::default(),
             none_elsewhere: Condvar::new(),
+            spare: Mutex::default(),
             abandoned: AtomicBool::new(false),
             hurried: AtomicBool::new(false),
         }
@@ -107,9 +125,27 @@ impl Completer {
 
     /// A request goes to the pool or a lane; answers how many are there.
     pub(crate) fn leave(&self) -> usize {
-        let mut elsewhere = self.elsewhere.lock();
-        *elsewhere += 1;
-        *elsewhere
+        self.elsewhere.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// How many requests are on a lane and have no reply.
+    pub(crate) fn travelling(&self) -> usize {
+        self.travelling.load(Ordering::Relaxed)
+    }
+
+    /// An empty message, for a request that goes to a lane.
+    pub(crate) fn spare(&self) -> Box<Travelling> {
+        self.travelling.fetch_add(1, Ordering::Relaxed);
+        self.spare.lock().pop().unwrap_or_default()
+    }
+
+    /// Takes a message back whose request was answered.
+    pub(crate) fn keep(&self, empty: Box<Travelling>) {
+        self.travelling.fetch_sub(1, Ordering::Relaxed);
+        let mut spare = self.spare.lock();
+        if spare.len() < SPARE_MAX {
+            spare.push(empty);
+        }
     }
 
     /// The driver is gone, and nobody waits for what was not begun.
@@ -132,25 +168,52 @@ impl Completer {
         self.is_abandoned() || self.hurried.load(Ordering::Relaxed)
     }
 
-    /// A request that went elsewhere is completed.
+    /// A request that went elsewhere is completed, and told.
     pub(crate) fn arrive(&self) {
-        let mut elsewhere = self.elsewhere.lock();
-        *elsewhere -= 1;
-        if *elsewhere == 0 {
+        self.arrived(1);
+    }
+
+    fn arrived(&self, count: usize) {
+        // Sequentially consistent, as in `drain_until`: of the two, one sees what the other did.
+        if self.elsewhere.fetch_sub(count, Ordering::SeqCst) == count && self.draining.load(Ordering::SeqCst) {
+            drop(self.drain.lock());
             self.none_elsewhere.notify_all();
         }
     }
 
     /// Waits until no request is elsewhere.
     pub(crate) fn drain(&self) {
-        let mut elsewhere = self.elsewhere.lock();
-        self.none_elsewhere.wait_while(&mut elsewhere, |elsewhere| *elsewhere > 0);
+        self.drain_until(None);
     }
 
     /// As [`Completer::drain`], for so long; answers whether that was enough.
     pub(crate) fn drain_for(&self, patience: Duration) -> bool {
-        let mut elsewhere = self.elsewhere.lock();
-        !self.none_elsewhere.wait_while_for(&mut elsewhere, |elsewhere| *elsewhere > 0, patience).timed_out()
+        self.drain_until(Instant::now().checked_add(patience))
+    }
+
+    fn drain_until(&self, end: Option<Instant>) -> bool {
+        let mut lock = self.drain.lock();
+        self.draining.store(true, Ordering::SeqCst);
+        while self.elsewhere.load(Ordering::SeqCst) > 0 {
+            match end {
+                None => self.none_elsewhere.wait(&mut lock),
+                Some(end) if self.none_elsewhere.wait_until(&mut lock, end).timed_out() => break,
+                Some(_) => {}
+            }
+        }
+        self.draining.store(false, Ordering::SeqCst);
+        self.elsewhere.load(Ordering::SeqCst) == 0
+    }
+}
+
+impl Bell for Completer {
+    fn ring(&self, replies: usize) {
+        self.tell();
+        self.arrived(replies);
+    }
+
+    fn presses(&self) -> bool {
+        self.is_in_a_hurry() || self.draining.load(Ordering::Relaxed)
     }
 }
 

@@ -33,6 +33,8 @@ pub use device::{Device, DeviceError, QueueSetup, State, Threads};
 pub use identity::{Identity, InvalidIdentity};
 pub use news::{Backlog, News, Tell};
 pub use notices::Notices;
+pub use request::Request;
 pub use saved::{RestoreError, Shape, Wires};
+pub use spin::Spin;
 pub use window::Local as LocalWindow;
 pub use workers::Workers;

@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use virtiofs_fuse::{Carried, Malformed, Message, Segments, Server};
+use virtiofs_fuse::{Bell, Carried, Malformed, Message, Segments, Server};
 use virtiofs_virtqueue::Chain;
 
 use crate::completer::Completer;
 
 /// One chain, as the server reads and answers it.
 #[derive(Debug, Default)]
-pub(crate) struct Request(pub(crate) Chain);
+pub struct Request(pub Chain);
 
 impl Request {
     /// What is to be done before a reply of `len` bytes is the guest's: it may lie in its DAX window. Answers the reply's length, which is
@@ -53,10 +53,18 @@ impl Message for Request {
 }
 
 /// A chain on its way through a lane: it knows by whom it is completed.
+#[derive(Debug, Default)]
 pub(crate) struct Travelling {
-    pub(crate) request: Request,
-    pub(crate) server: Arc<Server>,
-    pub(crate) completer: Arc<Completer>,
+    request: Request,
+    way: Option<(Arc<Server>, Arc<Completer>)>,
+}
+
+/// Sends a request to the lane, and leaves an empty one in its place.
+pub(crate) fn send(server: &Arc<Server>, completer: &Arc<Completer>, request: &mut Request) {
+    let mut travelling = completer.spare();
+    std::mem::swap(&mut travelling.request, request);
+    travelling.way = Some((Arc::clone(server), Arc::clone(completer)));
+    server.send(travelling);
 }
 
 impl Carried for Travelling {
@@ -69,12 +77,15 @@ impl Carried for Travelling {
     }
 
     fn unwanted(&self) -> bool {
-        self.completer.is_in_a_hurry()
+        self.way.as_ref().is_some_and(|(_, completer)| completer.is_in_a_hurry())
     }
 
-    fn complete(mut self: Box<Self>, len: usize) {
-        let len = self.request.finish(&self.server, len);
-        self.completer.complete(self.request.0.head(), len);
-        self.completer.arrive();
+    fn complete(mut self: Box<Self>, len: usize) -> Option<Arc<dyn Bell>> {
+        let (server, completer) = self.way.take()?;
+        let len = self.request.finish(&server, len);
+        completer.put(self.request.0.head(), len);
+        self.request.0.clear();
+        completer.keep(self);
+        Some(completer)
     }
 }

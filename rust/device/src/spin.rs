@@ -14,9 +14,9 @@ const PATIENCE: u8 = 3;
 /// How often to look all the same, once in so many times.
 const PROBE: u8 = 32;
 
-/// One worker's experience.
+/// One thread's experience.
 #[derive(Debug, Default)]
-pub(crate) struct Spin {
+pub struct Spin {
     in_vain: u8,
     since_probe: u8,
     off: bool,
@@ -28,8 +28,9 @@ impl Spin {
         Spin { off: true, ..Spin::default() }
     }
 
-    /// Looks until `more` says that there is work, or for as long as that may pay. Answers whether there is.
-    pub(crate) fn look<E>(&mut self, mut more: impl FnMut() -> Result<bool, E>) -> Result<bool, E> {
+    /// Looks until `more` says that there is work, or for as long as that may pay. Answers whether there is. A `polite` look leaves the
+    /// processor to whoever needs it meanwhile.
+    pub fn look<E>(&mut self, polite: bool, mut more: impl FnMut() -> Result<bool, E>) -> Result<bool, E> {
         if self.off {
             return Ok(false);
         }
@@ -49,6 +50,9 @@ impl Spin {
                 }
                 spin_loop();
             }
+            if polite {
+                std::thread::yield_now();
+            }
             if start.elapsed() >= LOOK {
                 self.in_vain = (self.in_vain + 1).min(PATIENCE);
                 return Ok(false);
@@ -66,7 +70,7 @@ mod tests {
         let mut spin = Spin::default();
         let mut looks = |answer: bool| {
             let mut looked = false;
-            let found = spin.look(|| {
+            let found = spin.look(false, || {
                 looked = true;
                 Ok::<bool, ()>(answer)
             });
@@ -78,6 +82,6 @@ mod tests {
         assert_eq!((0..10 * u32::from(PROBE)).filter(|_| looks(false)).count(), 10);
         while !looks(true) {}
         assert!(looks(true));
-        assert_eq!(Spin::never().look(|| Ok::<bool, ()>(true)), Ok(false));
+        assert_eq!(Spin::never().look(false, || Ok::<bool, ()>(true)), Ok(false));
     }
 }

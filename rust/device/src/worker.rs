@@ -17,7 +17,7 @@ use crate::news::Tell;
 use crate::notices::{Notices, Teller};
 use crate::parking::{Parking, park};
 use crate::pool::Pool;
-use crate::request::{Request, Travelling};
+use crate::request::{Request, send};
 use crate::signals::leave_to_others;
 use crate::spin::Spin;
 use crate::tact::Tact;
@@ -28,6 +28,9 @@ const LONG: usize = 256 << 10;
 
 /// How long a queue that is to stop waits for requests on a lane, before they are answered with EIO. A VMM stands still meanwhile.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Requests on a lane beyond which a queue does not look for more.
+const AHEAD: usize = 2;
 
 /// Requests that a queue is served before others at the same thread have their turn.
 const TURN: usize = 32;
@@ -305,7 +308,7 @@ impl Worker {
                 self.tell();
             }
             match popped {
-                Popped::Nothing if self.spin.look(|| self.available.waits(memory))? => {}
+                Popped::Nothing if !self.is_ahead() && self.spin.look(false, || self.available.waits(memory))? => {}
                 Popped::Nothing => return Ok(Ended::Empty),
                 Popped::Malformed { head } => {
                     self.server.metrics().malformed_request();
@@ -333,7 +336,7 @@ impl Worker {
                             self.available.put_back();
                             return Ok(Ended::Halted);
                         }
-                        Outcome::Elsewhere => self.send(std::mem::take(request)),
+                        Outcome::Elsewhere => self.send(request),
                     },
                 },
             }
@@ -344,6 +347,12 @@ impl Worker {
         }
         scratch.finish();
         Ok(Ended::Turn)
+    }
+
+    /// So much waits for a lane that to look for more only takes the processor from it: replies come several at a time, and one kick
+    /// with what follows them.
+    fn is_ahead(&self) -> bool {
+        self.completer.travelling() > AHEAD
     }
 
     /// Tells the driver what it was not told yet.
@@ -378,7 +387,7 @@ impl Worker {
                     completer.complete(request.0.head(), len);
                 }
                 Outcome::Later(pending) => park(&parking, &server, request, pending),
-                Outcome::Elsewhere => return send(&server, &completer, request),
+                Outcome::Elsewhere => return send(&server, &completer, &mut request),
                 // It was told that it may wait.
                 Outcome::WouldBlock | Outcome::Halted => completer.complete(request.0.head(), 0),
             }
@@ -390,7 +399,7 @@ impl Worker {
     }
 
     /// Hands a request to the lane, from where it is completed.
-    fn send(&self, request: Request) {
+    fn send(&self, request: &mut Request) {
         if self.completer.leave() > usize::from(self.available.size()) {
             // As above, but with nobody here to do it: a driver that uses descriptors twice gets nothing for them.
             self.completer.complete(request.0.head(), 0);
@@ -398,8 +407,4 @@ impl Worker {
         }
         send(&self.server, &self.completer, request);
     }
-}
-
-fn send(server: &Arc<Server>, completer: &Arc<Completer>, request: Request) {
-    server.send(Box::new(Travelling { request, server: Arc::clone(server), completer: Arc::clone(completer) }));
 }

@@ -45,8 +45,34 @@ pub trait Carried: Send {
     /// Nobody waits for the reply any more, or not for long: it should be answered now, whatever with.
     fn unwanted(&self) -> bool;
 
-    /// Gives the request back with so many bytes of reply.
-    fn complete(self: Box<Self>, len: usize);
+    /// Gives the request back with so many bytes of reply. Answers who is still to be told of it, if it was not told yet.
+    fn complete(self: Box<Self>, len: usize) -> Option<Arc<dyn Bell>>;
+}
+
+/// By what the far side of a queue is told of replies.
+pub trait Bell: Send + Sync {
+    /// Tells of as many replies as were given without a word. Until then they count as under way.
+    fn ring(&self, replies: usize);
+
+    /// It must not be put off.
+    fn presses(&self) -> bool;
+}
+
+/// Who was given replies and was not told yet: interrupts cost more than replies, so a few of them share one.
+#[derive(Default)]
+pub struct Untold {
+    bells: Vec<(Arc<dyn Bell>, usize)>,
+    replies: usize,
+}
+
+/// What became of a turn.
+#[derive(Debug)]
+#[must_use]
+pub enum Turned {
+    /// It needs another one.
+    Again(Ticket),
+    /// It was answered. A bell is to be rung soon.
+    Over(Option<Arc<dyn Bell>>),
 }
 
 /// Threads that handle requests elsewhere than on their queue. No method waits.
@@ -68,6 +94,18 @@ pub struct Ticket {
     header: InHeader,
     opcode: Opcode,
     message: Option<Box<dyn Carried>>,
+}
+
+impl std::fmt::Debug for dyn Bell {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Bell")
+    }
+}
+
+impl std::fmt::Debug for Untold {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Untold").field("replies", &self.replies).finish_non_exhaustive()
+    }
 }
 
 impl std::fmt::Debug for Ticket {
@@ -104,23 +142,23 @@ impl Ticket {
         self.message.as_ref().is_some_and(|message| message.unwanted())
     }
 
-    /// Handles the message on this thread. Answers the ticket again if it needs another turn.
-    pub fn turn(mut self, scratch: &mut Scratch) -> Option<Ticket> {
-        let mut message = self.message.take()?;
+    /// Handles the message on this thread.
+    pub fn turn(mut self, scratch: &mut Scratch) -> Turned {
+        let Some(mut message) = self.message.take() else { return Turned::Over(None) };
         message.rewind();
         match self.server.handle_at(message.message(), scratch, Place::Lane) {
             Outcome::Done(len) => {
-                message.complete(len);
+                let bell = message.complete(len);
                 scratch.finish();
-                None
+                Turned::Over(bell)
             }
             Outcome::WouldBlock => {
                 self.message = Some(message);
-                Some(self)
+                Turned::Again(self)
             }
             Outcome::Later(_) | Outcome::Halted | Outcome::Elsewhere => {
                 self.message = Some(message);
-                None
+                Turned::Over(None)
             }
         }
     }
@@ -134,7 +172,38 @@ impl Ticket {
         let Some(mut message) = self.message.take() else { return };
         self.server.metrics().request(self.opcode, true);
         let len = error_reply(message.message(), self.header.unique, Error::Errno(errno));
-        message.complete(len);
+        if let Some(bell) = message.complete(len) {
+            bell.ring(1);
+        }
+    }
+}
+
+impl Untold {
+    /// One more reply. It is told at once, with those before it, unless it can wait and there are fewer than `most`.
+    pub fn add(&mut self, bell: Arc<dyn Bell>, most: usize) {
+        let at_once = bell.presses();
+        self.replies += 1;
+        match self.bells.iter_mut().find(|(known, _)| std::ptr::addr_eq(Arc::as_ptr(known), Arc::as_ptr(&bell))) {
+            Some((_, replies)) => *replies += 1,
+            None => self.bells.push((bell, 1)),
+        }
+        if at_once || self.replies >= most {
+            self.tell();
+        }
+    }
+
+    /// Tells all.
+    pub fn tell(&mut self) {
+        self.replies = 0;
+        for (bell, replies) in self.bells.drain(..) {
+            bell.ring(replies);
+        }
+    }
+}
+
+impl Drop for Untold {
+    fn drop(&mut self) {
+        self.tell();
     }
 }
 
@@ -175,5 +244,51 @@ pub(crate) fn by_backing(opcode: Opcode, route: Route, arguments: &[u8]) -> bool
         // Whoever wants to know when a file is closed is told, whoever has its data.
         Opcode::Flush | Opcode::Fsync | Opcode::Release => route != Route::Lane && backing(0),
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Counting {
+        told: AtomicUsize,
+        rung: AtomicUsize,
+        presses: AtomicBool,
+    }
+
+    impl Bell for Counting {
+        fn ring(&self, replies: usize) {
+            self.told.fetch_add(replies, Ordering::Relaxed);
+            self.rung.fetch_add(1, Ordering::Relaxed);
+        }
+
+        fn presses(&self) -> bool {
+            self.presses.load(Ordering::Relaxed)
+        }
+    }
+
+    #[test]
+    fn a_few_replies_share_a_bell_and_none_is_lost() {
+        let (one, other) = (Arc::new(Counting::default()), Arc::new(Counting::default()));
+        let counts = |bell: &Counting| (bell.told.load(Ordering::Relaxed), bell.rung.load(Ordering::Relaxed));
+        let mut untold = Untold::default();
+        for bell in [&one, &other, &one] {
+            untold.add(Arc::clone(bell) as Arc<dyn Bell>, 4);
+        }
+        assert_eq!((counts(&one), counts(&other)), ((0, 0), (0, 0)));
+        untold.add(Arc::clone(&one) as Arc<dyn Bell>, 4);
+        assert_eq!((counts(&one), counts(&other)), ((3, 1), (1, 1)), "the fourth tells all");
+        untold.add(Arc::clone(&one) as Arc<dyn Bell>, 1);
+        assert_eq!(counts(&one), (4, 2), "nothing quick is behind it");
+        one.presses.store(true, Ordering::Relaxed);
+        untold.add(Arc::clone(&one) as Arc<dyn Bell>, 4);
+        assert_eq!(counts(&one), (5, 3), "the queue is to stop");
+        untold.add(Arc::clone(&other) as Arc<dyn Bell>, 4);
+        drop(untold);
+        assert_eq!(counts(&other), (2, 2));
     }
 }

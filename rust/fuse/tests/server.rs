@@ -8,60 +8,19 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use virtiofs_fuse::op::{OPERATIONS, ReplyForm};
 use virtiofs_fuse::wire::*;
 use virtiofs_fuse::{
-    Backing, Context, Creation, DirBuffer, Error, FileSystem, Limits, Malformed, Mappable, Message, Opcode, Outcome,
-    Result, Scratch, Segments, Server, Wait, Window,
+    Backing, Context, Creation, DirBuffer, Error, FileSystem, Limits, Mappable, Opcode, Outcome, Plain, Result,
+    Scratch, Segments, Server, Wait, Window,
 };
 use zerocopy::{FromBytes, IntoBytes};
 
-/// A message in two vectors.
-struct Plain {
-    request: Vec<u8>,
-    at: usize,
-    reply: Vec<u8>,
-    lent: Vec<libc::iovec>,
+/// A request, and room for its reply, in which nothing is 0.
+fn plain(opcode: u32, body: &[u8], room: usize) -> Plain {
+    let header = InHeader { len: 40 + body.len() as u32, opcode, unique: 0x4242, nodeid: 7, ..InHeader::default() };
+    Plain::new([header.as_bytes(), body].concat(), vec![0xee; room])
 }
 
-impl Plain {
-    fn new(opcode: u32, body: &[u8], room: usize) -> Plain {
-        let header = InHeader { len: 40 + body.len() as u32, opcode, unique: 0x4242, nodeid: 7, ..InHeader::default() };
-        let request = [header.as_bytes(), body].concat();
-        Plain { request, at: 0, reply: vec![0xee; room], lent: Vec::new() }
-    }
-
-    fn header(&self) -> OutHeader {
-        OutHeader::read_from_prefix(&self.reply).unwrap().0
-    }
-}
-
-impl Message for Plain {
-    fn remaining(&self) -> usize {
-        self.request.len() - self.at
-    }
-    fn take(&mut self, buf: &mut [u8]) -> Result<(), Malformed> {
-        let from = self.request.get(self.at..self.at + buf.len()).ok_or(Malformed)?;
-        buf.copy_from_slice(from);
-        self.at += buf.len();
-        Ok(())
-    }
-    fn take_segments(&mut self, len: usize) -> Result<Segments<'_>, Malformed> {
-        let part = self.request.get_mut(self.at..self.at + len).ok_or(Malformed)?;
-        self.lent = vec![libc::iovec { iov_base: part.as_mut_ptr().cast(), iov_len: len }];
-        self.at += len;
-        Ok(Segments::new(&self.lent, len))
-    }
-    fn room(&self) -> usize {
-        self.reply.len()
-    }
-    fn put(&mut self, offset: usize, bytes: &[u8]) -> Result<(), Malformed> {
-        let to = self.reply.get_mut(offset..offset + bytes.len()).ok_or(Malformed)?;
-        to.copy_from_slice(bytes);
-        Ok(())
-    }
-    fn put_segments(&mut self, offset: usize, len: usize) -> Result<Segments<'_>, Malformed> {
-        let part = self.reply.get_mut(offset..offset + len).ok_or(Malformed)?;
-        self.lent = vec![libc::iovec { iov_base: part.as_mut_ptr().cast(), iov_len: len }];
-        Ok(Segments::new(&self.lent, len))
-    }
+fn header(message: &Plain) -> OutHeader {
+    OutHeader::read_from_prefix(message.reply()).unwrap().0
 }
 
 /// Answers everything, and fails with `errno` where that is not 0.
@@ -152,16 +111,16 @@ fn server(fs: Willing) -> (Arc<Willing>, Server) {
     let server = Server::new(fs.clone(), Limits { want, ..Limits::default() });
     server.set_window(Some(fs.clone()));
     let request = InitIn { major: 7, minor: 46, flags: u32::MAX, flags2: u32::MAX, ..InitIn::default() };
-    let mut init = Plain::new(Opcode::Init as u32, request.as_bytes(), 80);
+    let mut init = plain(Opcode::Init as u32, request.as_bytes(), 80);
     assert_eq!(server.handle(&mut init, &mut Scratch::default(), true), Outcome::Done(80));
-    assert_eq!(init.header().error, 0);
+    assert_eq!(header(&init).error, 0);
     (fs, server)
 }
 
 fn ask(server: &Server, opcode: Opcode, body: &[u8], room: usize) -> (OutHeader, usize) {
-    let mut message = Plain::new(opcode as u32, body, room);
+    let mut message = plain(opcode as u32, body, room);
     let Outcome::Done(len) = server.handle(&mut message, &mut Scratch::default(), true) else { panic!("it may block") };
-    (if len > 0 { message.header() } else { OutHeader::default() }, len)
+    (if len > 0 { header(&message) } else { OutHeader::default() }, len)
 }
 
 /// A body that the operation accepts.
@@ -235,12 +194,12 @@ fn only_a_wait_that_a_signal_ended_is_answered_with_eintr() {
     let (_, server) = server(Willing { waits: Some(Wait(1)), ..Willing::default() });
     for (errno, wire) in [(libc::EINTR, libc::EINTR), (libc::ENOSYS, libc::EOPNOTSUPP), (libc::EDEADLK, libc::EDEADLK)]
     {
-        let mut message = Plain::new(Opcode::Setlkw as u32, &body(Opcode::Setlkw), 16);
+        let mut message = plain(Opcode::Setlkw as u32, &body(Opcode::Setlkw), 16);
         let Outcome::Later(pending) = server.handle(&mut message, &mut Scratch::default(), true) else {
             panic!("it waits")
         };
         assert_eq!(server.answer(&mut message, pending, Err(Error::Errno(errno))), 16);
-        assert_eq!(message.header(), OutHeader { len: 16, error: -wire, unique: 0x4242 });
+        assert_eq!(header(&message), OutHeader { len: 16, error: -wire, unique: 0x4242 });
     }
 }
 
@@ -269,9 +228,9 @@ fn names_that_are_no_names_and_unknown_operations_get_an_errno() {
             assert_eq!(ask(&server, opcode, name, 300).0.error, -errno, "{opcode:?} {name:?}");
         }
     }
-    let mut unknown = Plain::new(4711, b"", 100);
+    let mut unknown = plain(4711, b"", 100);
     assert_eq!(server.handle(&mut unknown, &mut Scratch::default(), true), Outcome::Done(16));
-    assert_eq!(unknown.header().error, -libc::ENOSYS);
+    assert_eq!(header(&unknown).error, -libc::ENOSYS);
 }
 
 #[test]
@@ -301,12 +260,12 @@ fn a_second_init_ends_the_session_before_it() {
 #[test]
 fn what_may_wait_is_put_off_where_waiting_is_not_allowed() {
     let (_, server) = server(Willing::default());
-    let mut message = Plain::new(Opcode::Fsync as u32, &body(Opcode::Fsync), 100);
+    let mut message = plain(Opcode::Fsync as u32, &body(Opcode::Fsync), 100);
     assert_eq!(server.handle(&mut message, &mut Scratch::default(), false), Outcome::WouldBlock);
-    message.at = 0;
+    message.rewind();
     assert_eq!(server.handle(&mut message, &mut Scratch::default(), true), Outcome::Done(16));
     let (_, server) = self::server(Willing { errno: 0, ..Willing::default() });
-    let mut message = Plain::new(Opcode::Getattr as u32, &body(Opcode::Getattr), 200);
+    let mut message = plain(Opcode::Getattr as u32, &body(Opcode::Getattr), 200);
     assert_eq!(server.handle(&mut message, &mut Scratch::default(), false), Outcome::Done(120));
 }
 
@@ -326,20 +285,20 @@ fn batch_forget_takes_all_its_counts_back() {
 fn no_request_gets_an_answer_that_breaks_the_protocol() {
     let (_, server) = server(Willing::default());
     let check = |opcode: u32, body: &[u8], room: usize| {
-        let mut message = Plain::new(opcode, body, room);
+        let mut message = plain(opcode, body, room);
         let Outcome::Done(len) = server.handle(&mut message, &mut Scratch::default(), true) else {
             panic!("it may block")
         };
         assert!(len == 0 || (16..=room).contains(&len), "opcode {opcode}: {len} of {room}");
         if len > 0 {
-            let header = message.header();
+            let header = header(&message);
             assert_eq!((header.len as usize, header.unique), (len, 0x4242));
             assert!((-511..=0).contains(&header.error));
             assert!(header.error == 0 || len == 16);
         }
         if opcode == Opcode::Destroy as u32 {
             let init = InitIn { major: 7, minor: 46, flags: u32::MAX, flags2: u32::MAX, ..InitIn::default() };
-            server.handle(&mut Plain::new(26, init.as_bytes(), 80), &mut Scratch::default(), true);
+            server.handle(&mut plain(26, init.as_bytes(), 80), &mut Scratch::default(), true);
         }
     };
     for row in OPERATIONS {

@@ -4,18 +4,19 @@
 //! waits, and lets go of the interpreter while it waits. With handlers that are to be awaited it runs an event loop of Python's
 //! (`virtiofs.lane`), in which any number of requests are in flight.
 
-use std::collections::HashMap;
+use std::convert::Infallible;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 use pyo3::prelude::*;
+use virtiofs_device::Spin;
 use virtiofs_fuse::op::OPCODES;
-use virtiofs_fuse::{FileSystem, Lane as Contract, Opcode, Scratch, Ticket};
+use virtiofs_fuse::{Bell, FileSystem, Lane as Contract, Opcode, Scratch, Ticket, Turned, Untold};
 
-use crate::backlog::{Backlog, Work};
+use crate::backlog::{Backlog, Next, Work};
 use crate::handlers::{Base, Handlers, Method};
 use crate::native::Node;
 use crate::turn::{self, Call, Turn};
@@ -24,9 +25,14 @@ use crate::turn::{self, Call, Turn};
 const GRACE: Duration = Duration::from_millis(1200);
 const LEAVE: Duration = Duration::from_millis(400);
 
+/// Replies that one interrupt may tell: see `tact.rs` of the device.
+const MOST: usize = 4;
+/// The longest that a handler may take to count as quick: less than what an interrupt costs in a virtual machine.
+const SHORT: Duration = Duration::from_micros(20);
+
 /// A request on its way through the lanes.
 pub(crate) struct Flight {
-    number: u64,
+    pub(crate) number: u64,
     pub(crate) opcode: Opcode,
     pub(crate) node: u64,
     pub(crate) since: Instant,
@@ -48,8 +54,10 @@ pub(crate) struct Lanes {
     handlers: Handlers,
     moments: Moments,
     backlog: Arc<Backlog>,
-    flights: Mutex<HashMap<u64, Arc<Flight>>>,
     number: AtomicU64,
+    /// Which handlers were quick the last time: a reply may wait for the next one of theirs before it is told.
+    quick: [AtomicBool; OPCODES],
+    untold: Mutex<Untold>,
     deadlines: [Option<Duration>; OPCODES],
     /// Lanes that run, and whether the server ends.
     running: Mutex<Running>,
@@ -83,16 +91,28 @@ impl Contract for Lanes {
             task: Mutex::new(None),
         };
         let flight = Arc::new(flight);
-        self.flights.lock().insert(number, Arc::clone(&flight));
-        // From here on a sweep finds it; one that came before has said so.
-        if flight.ticket.lock().as_ref().is_some_and(Ticket::unwanted) {
-            return self.fail(&flight);
+        // A sweep finds it, or was before it, and then it is unwanted.
+        let unwanted = |_: &Work| flight.is_unwanted();
+        if !self.backlog.push_unless(Work::Serve(Arc::clone(&flight)), unwanted) {
+            self.fail(&flight);
         }
-        self.backlog.push(Work::Serve(flight));
     }
 
     fn sweep(&self) {
-        self.fail_where(|flight| flight.ticket.lock().as_ref().is_some_and(Ticket::unwanted));
+        self.fail_where(Flight::is_unwanted);
+        // What was answered is not to wait for what comes behind it.
+        self.untold.lock().tell();
+    }
+}
+
+impl Flight {
+    fn is_unwanted(&self) -> bool {
+        self.ticket.lock().as_ref().is_some_and(Ticket::unwanted)
+    }
+
+    /// Nobody has answered it, or is about to.
+    pub(crate) fn is_open(&self) -> bool {
+        self.ticket.lock().is_some()
     }
 }
 
@@ -102,8 +122,9 @@ impl Lanes {
             backlog: Arc::clone(&handlers.backlog),
             handlers,
             moments,
-            flights: Mutex::default(),
             number: AtomicU64::new(0),
+            quick: [const { AtomicBool::new(false) }; OPCODES],
+            untold: Mutex::default(),
             deadlines,
             running: Mutex::default(),
             changed: Condvar::new(),
@@ -148,10 +169,16 @@ impl Lanes {
     }
 
     fn run(&self, py: Python<'_>) {
-        let mut scratch = Scratch::default();
-        while let Some(work) = self.backlog.pop().or_else(|| py.detach(|| self.backlog.wait())) {
-            self.perform(py, work, &mut scratch, None);
+        let (mut scratch, mut spin) = (Scratch::default(), Spin::default());
+        while let Some(next) = self.backlog.pop().or_else(|| py.detach(|| self.wait(&mut spin))) {
+            self.perform(py, next, &mut scratch, None);
         }
+    }
+
+    /// What is next. To sleep and be woken costs more than most handlers, so whoever feeds us is given a moment.
+    fn wait(&self, spin: &mut Spin) -> Option<Next> {
+        let Ok(_) = spin.look(true, || Ok::<_, Infallible>(self.backlog.waits()));
+        self.backlog.wait()
     }
 
     fn run_loop(self: Arc<Lanes>, py: Python<'_>, index: usize) {
@@ -163,7 +190,7 @@ impl Lanes {
             error.write_unraisable(py, None);
         }
         // Whatever comes now has nobody to serve it.
-        while let Some(work) = self.backlog.pop() {
+        while let Some((work, _)) = self.backlog.pop() {
             if let Work::Serve(flight) = work {
                 self.fail(&flight);
             }
@@ -171,9 +198,13 @@ impl Lanes {
     }
 
     /// Does one thing. With an event loop, `spawn` makes tasks of coroutines.
-    fn perform(self: &Lanes, py: Python<'_>, work: Work, scratch: &mut Scratch, eventual: Option<&Eventual<'_, '_>>) {
+    fn perform(&self, py: Python<'_>, next: Next, scratch: &mut Scratch, eventual: Option<&Eventual<'_, '_>>) {
+        let (work, behind) = next;
+        if !matches!(work, Work::Serve(_)) {
+            self.untold.lock().tell();
+        }
         match work {
-            Work::Serve(flight) => self.serve(py, flight, scratch, eventual),
+            Work::Serve(flight) => self.serve(py, flight, behind, scratch, eventual),
             Work::Cancel(flight) => {
                 if let Some(task) = flight.task.lock().take() {
                     let _ = task.call_method0(py, "cancel");
@@ -218,41 +249,77 @@ impl Lanes {
         }
     }
 
-    fn serve(&self, py: Python<'_>, flight: Arc<Flight>, scratch: &mut Scratch, eventual: Option<&Eventual<'_, '_>>) {
+    fn serve(
+        &self,
+        py: Python<'_>,
+        flight: Arc<Flight>,
+        behind: Option<Opcode>,
+        scratch: &mut Scratch,
+        eventual: Option<&Eventual<'_, '_>>,
+    ) {
         // None where it was answered while it waited.
-        let Some(ticket) = flight.ticket.lock().take() else { return };
+        let Some(ticket) = flight.ticket.lock().take() else { return self.land(&flight) };
         turn::replace(Turn::Ask);
         let again = ticket.turn(scratch);
-        let (Turn::Call(call), Some(ticket)) = (turn::replace(Turn::Elsewhere), again) else {
-            return self.land(&flight);
+        let (call, ticket) = match (turn::replace(Turn::Elsewhere), again) {
+            (Turn::Call(call), Turned::Again(ticket)) => (call, ticket),
+            (_, Turned::Over(bell)) => return self.close(&flight, bell, None),
+            (_, Turned::Again(ticket)) => {
+                drop(ticket);
+                return self.close(&flight, None, None);
+            }
         };
         *flight.ticket.lock() = Some(ticket);
         let Call { opcode, callable, arguments, awaits } = call;
+        let begun = Instant::now();
         let mut result = callable.bind(py).call1(arguments.into_bound(py)).map(Bound::unbind);
+        if let Some(quick) = self.quick.get(flight.opcode as usize) {
+            quick.store(begun.elapsed() < SHORT && !awaits, Ordering::Relaxed);
+        }
         if let (true, Some(eventual)) = (awaits, eventual) {
             match result.and_then(|coroutine| eventual.begin(py, coroutine, &flight, opcode)) {
                 Ok(()) => return,
                 Err(error) => result = Err(error),
             }
         }
-        self.finish(flight, opcode, result, scratch);
+        self.finish(&flight, opcode, result, behind, scratch);
     }
 
     /// The handler has answered.
-    fn finish(&self, flight: Arc<Flight>, opcode: Opcode, result: PyResult<Py<PyAny>>, scratch: &mut Scratch) {
+    fn finish(
+        &self,
+        flight: &Flight,
+        opcode: Opcode,
+        result: PyResult<Py<PyAny>>,
+        behind: Option<Opcode>,
+        scratch: &mut Scratch,
+    ) {
         // None where it took too long.
-        if let Some(ticket) = flight.ticket.lock().take() {
+        let ticket = flight.ticket.lock().take();
+        let mut bell = None;
+        if let Some(ticket) = ticket {
             turn::replace(Turn::Answer(opcode, result));
-            drop(ticket.turn(scratch));
+            if let Turned::Over(one) = ticket.turn(scratch) {
+                bell = one;
+            }
             turn::replace(Turn::Elsewhere);
         }
-        self.land(&flight);
+        self.close(flight, bell, behind);
+    }
+
+    /// A request was answered. The driver is told, together with a few more if what waits behind is quick.
+    fn close(&self, flight: &Flight, bell: Option<Arc<dyn Bell>>, behind: Option<Opcode>) {
+        let quick = behind.and_then(|opcode| self.quick.get(opcode as usize));
+        let most = if quick.is_some_and(|quick| quick.load(Ordering::Relaxed)) { MOST } else { 1 };
+        match bell {
+            Some(bell) => self.untold.lock().add(bell, most),
+            None => self.untold.lock().tell(),
+        }
+        self.land(flight);
     }
 
     fn land(&self, flight: &Flight) {
-        let mut flights = self.flights.lock();
-        flights.remove(&flight.number);
-        if flights.is_empty() {
+        if self.backlog.land(flight.number) {
             self.changed.notify_all();
         }
     }
@@ -269,16 +336,16 @@ impl Lanes {
     }
 
     fn fail_where(&self, wanted: impl Fn(&Flight) -> bool) -> usize {
-        let flights: Vec<_> = self.flights.lock().values().filter(|flight| wanted(flight)).cloned().collect();
-        flights.iter().for_each(|flight| self.fail(flight));
-        flights.len()
+        let flights = self.backlog.requests();
+        let unwanted = flights.iter().filter(|flight| flight.is_open() && wanted(flight));
+        unwanted.inspect(|flight| self.fail(flight)).count()
     }
 
     /// Operation, node and age of each request in flight.
     pub(crate) fn in_flight(&self) -> Vec<(&'static str, u64, Duration)> {
-        let flights = self.flights.lock();
-        let mut all: Vec<_> =
-            flights.values().map(|flight| (flight.opcode.name(), flight.node, flight.since.elapsed())).collect();
+        let flights = self.backlog.requests();
+        let open = flights.iter().filter(|flight| flight.is_open());
+        let mut all: Vec<_> = open.map(|flight| (flight.opcode.name(), flight.node, flight.since.elapsed())).collect();
         all.sort_by_key(|(_, _, age)| std::cmp::Reverse(*age));
         all
     }
@@ -332,7 +399,7 @@ impl Lanes {
     pub(crate) fn end(&self) {
         let mut running = self.running.lock();
         let end = running.end.unwrap_or_else(Instant::now);
-        while !self.flights.lock().is_empty() && !self.changed.wait_until(&mut running, end).timed_out() {}
+        while self.backlog.is_busy() && !self.changed.wait_until(&mut running, end).timed_out() {}
         drop(running);
         self.fail_where(|_| true);
         self.backlog.close();
@@ -401,8 +468,8 @@ impl EventLoop {
         let mut scratch = lane.scratch();
         let owned = this.clone().unbind();
         let eventual = Eventual { spawn, lane: &owned };
-        while let Some(work) = lane.lanes.backlog.pop() {
-            lane.lanes.perform(this.py(), work, &mut scratch, Some(&eventual));
+        while let Some(next) = lane.lanes.backlog.pop() {
+            lane.lanes.perform(this.py(), next, &mut scratch, Some(&eventual));
         }
         *lane.scratch.lock() = scratch;
         !lane.lanes.backlog.is_closed()
@@ -424,7 +491,7 @@ impl Done {
         let lane = self.lane.bind(py).get();
         *self.flight.task.lock() = None;
         let mut scratch = lane.scratch();
-        lane.lanes.finish(Arc::clone(&self.flight), self.opcode, result, &mut scratch);
+        lane.lanes.finish(&self.flight, self.opcode, result, None, &mut scratch);
         *lane.scratch.lock() = scratch;
         Ok(())
     }

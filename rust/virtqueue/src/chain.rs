@@ -4,7 +4,7 @@
 
 //! One request of a virtqueue.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use vm_memory::VolatileSlice;
 
@@ -97,7 +97,8 @@ impl Chain {
 
     /// Lets go of the guest's memory.
     pub fn clear(&mut self) {
-        self.restart(0, &Arc::default());
+        static NONE: LazyLock<Arc<Memory>> = LazyLock::new(Arc::default);
+        self.restart(0, &NONE);
         self.lent.clear();
     }
 

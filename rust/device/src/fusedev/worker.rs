@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use virtiofs_fuse::{Carried, Message, Outcome, Pending, Scratch, Server};
+use virtiofs_fuse::{Bell, Carried, Message, Outcome, Pending, Scratch, Server};
 use virtiofs_virtqueue::Event;
 
 use super::buffer::{Buffer, Buffers};
@@ -112,9 +112,10 @@ impl Carried for Travelling {
         self.desk.gone.load(Ordering::Relaxed)
     }
 
-    fn complete(self: Box<Self>, len: usize) {
+    fn complete(self: Box<Self>, len: usize) -> Option<Arc<dyn Bell>> {
         answer(&self.channel, &self.buffer, len);
         self.desk.buffers.put(self.buffer);
+        None
     }
 }
 
