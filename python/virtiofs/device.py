@@ -4,9 +4,10 @@ import itertools
 import mmap
 import os
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final, Literal, Protocol, Self, TypeAlias
+from typing import Any, Final, Literal, Protocol, Self, TypeAlias
 
 from . import _core, dax, running, saved
 from ._core import GuestMemory, Workers
@@ -247,11 +248,11 @@ class Device:
 
         They have the positions of the queues, the features, and the guest's session: nodes, open files and directories, locks,
         and what is mapped in the DAX window; neither guest memory nor contents of files. The device stays as it is. Who can
-        change these bytes can open files: keep them as the guest's memory is kept.
+        change these bytes can open files: keep them as the guest's memory is kept. Nodes and handles that are objects of Python
+        are said by `FileSystem.save_node` and `save_handle`, which this calls.
 
         Raises:
             StateError: The device is not paused.
-            ConfigError: The file system has operations in Python, whose nodes are objects of this process.
         """
         return self._native.save()
 
@@ -276,7 +277,8 @@ class Device:
 
         Args:
             saved_device: What `save` has returned.
-            fs: The same directory with the same settings.
+            fs: The same directory with the same settings, or another object of the same class: its `restore_node` and
+                `restore_handle` are called for what is Python's.
             memory: The guest's memory, as it was when the device was saved.
             kicks: By queue, hiprio first: what is written when the driver notifies the device, as in `Queue`.
             calls: By queue: how the driver is interrupted, as in `Queue`.
@@ -290,27 +292,36 @@ class Device:
             ConfigError: These are no bytes of `save`, or `fs` does not offer what the guest relies on.
             ValueError: The memory does not have the queues.
         """
-        tag, request_queues, window = saved.shape(saved_device)
-        allowed = saved.may_lose(missing)
-        device = cls(
-            fs,
-            tag,
-            memory,
-            request_queues=request_queues,
-            slow_threads=slow_threads,
-            workers=workers,
-            dax_window=window,
-        )
-        try:
+        options = {"slow_threads": slow_threads, "workers": workers}
+        with cls._like(saved_device, fs, memory, missing, options) as (device, may_lose):
             wires = [
                 (None if kick is None else _descriptor(kick), _interrupt(call))
                 for kick, call in itertools.zip_longest(kicks, calls)
             ]
-            device.lost = saved.lost(device._native.restore(saved_device, wires, allowed))
+            device.lost = saved.lost(device._native.restore(saved_device, wires, may_lose))
+        return device
+
+    @classmethod
+    @contextmanager
+    def _like(
+        cls,
+        saved_device: bytes,
+        fs: FileSystem,
+        memory: GuestMemory,
+        missing: saved.Missing,
+        options: dict[str, Any],
+        *,
+        registers: bool = False,
+    ) -> Iterator[tuple[Self, bool]]:
+        """Makes a device like the one that was saved, and says whether things may be missing. Closes it if it cannot go on."""
+        tag, request_queues, window = saved.shape(saved_device, registers=registers)
+        may_lose = saved.may_lose(missing)
+        device = cls(fs, tag, memory, request_queues=request_queues, dax_window=window, **options)
+        try:
+            yield device, may_lose
         except BaseException:
             device.close()
             raise
-        return device
 
     def reset(self) -> None:
         """Forgets the driver: its queues and features, and its session with all nodes, open files and locks.

@@ -41,6 +41,7 @@ awaits.
 """
 
 import errno
+import os
 from collections.abc import AsyncIterable, Awaitable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, TypeAlias, TypeVar
@@ -143,11 +144,70 @@ class FileSystem:
         else:
             table.node_changed(node)
 
+    # Saved devices.
+
+    def save_node(self, node: Any) -> bytes | str | None:
+        """Says by what `restore_node` finds a node again, in this process or another: see `Device.save`.
+
+        Called for each node that the guest has, but for the root and for those of a host directory, which are found natively.
+
+        Returns:
+            Text or bytes; None if the node cannot be found again, as here. It is listed as lost then.
+        """
+        return None
+
+    def restore_node(self, saved: Any) -> Any:
+        """Finds a node again: see `Device.restore`. Not the root.
+
+        Args:
+            saved: What `save_node` has returned.
+
+        Returns:
+            The object that is the node from now on.
+
+        Raises:
+            OSError: It is gone, for this reason.
+        """
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    def save_handle(self, node: Any, handle: Any) -> bytes | str | None:
+        """Says by what `restore_handle` opens a file or directory again.
+
+        Called for each open one that has an object or a backing. Native files of a host directory are opened again natively,
+        and what was opened without either needs nothing.
+
+        Args:
+            node: What is open.
+            handle: The object, or None.
+
+        Returns:
+            Text or bytes; None if it cannot be opened again, as here. It is listed as lost then.
+        """
+        return None
+
+    def restore_handle(self, node: Any, saved: Any) -> Open:
+        """Opens a file or directory again.
+
+        Args:
+            node: What was open.
+            saved: What `save_handle` has returned.
+
+        Returns:
+            The handle, with a backing if the one that was saved had one. Its flags count for nothing.
+
+        Raises:
+            OSError: It is gone, for this reason.
+        """
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
     # The session.
 
     @default(0, "nothing")
     def init(self) -> Answer[None]:
-        """A session begins: a guest has mounted the file system, or did so again after a reset."""
+        """A session begins: a guest has mounted the file system, or did so again after a reset.
+
+        Or one that was saved goes on, and its nodes and handles were found again.
+        """
 
     @default(0, "nothing")
     def destroy(self) -> Answer[None]:

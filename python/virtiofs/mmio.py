@@ -56,23 +56,10 @@ class MmioTransport(_core.Mmio):
             ConfigError: These are no bytes of `save`, or `fs` does not offer what the guest relies on.
             ValueError: The memory does not have the queues.
         """
-        tag, request_queues, window = saved.shape(saved_registers, registers=True)
-        allowed = saved.may_lose(missing)
-        device = Device(
-            fs,
-            tag,
-            memory,
-            request_queues=request_queues,
-            slow_threads=slow_threads,
-            workers=workers,
-            dax_window=window,
-        )
-        try:
+        options = {"slow_threads": slow_threads, "workers": workers}
+        with Device._like(saved_registers, fs, memory, missing, options, registers=True) as (device, may_lose):
             self = cls(device, interrupt)
-            device.lost = saved.lost(self.resume_from(saved_registers, allowed))
-        except BaseException:
-            device.close()
-            raise
+            device.lost = saved.lost(self._resume(saved_registers, may_lose))
         return self
 
     def __new__(cls, device: Device, interrupt: Interrupt | None = None) -> Self:

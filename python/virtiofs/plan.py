@@ -211,6 +211,7 @@ def engine(fs: "FileSystem") -> "_core.HostDir | _core.Routed":
         negative_timeout=fs.cache.negative_timeout,
         open_flags=fs.cache.open_flags,
         dir_open_flags=fs.cache.dir_open_flags,
+        keepers=(fs.save_node, fs.restore_node, fs.save_handle, fs.restore_handle),
         versions=fs.version_table,
     )
 

@@ -128,15 +128,9 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// What is said of a server whose file system is Python's, if only in part.
-const IN_PYTHON: &str = "operations of this file system are Python methods, whose nodes and handles cannot be saved";
-
 impl Server {
     /// Says what the session is, and what the guest has. No request may be under way.
     pub fn save(&self, out: &mut Saved) -> Result<(), Unusable> {
-        if self.lane.is_some() {
-            return Err(Unusable::Other(IN_PYTHON.into()));
-        }
         let Some(session) = self.negotiated() else {
             out.number(0);
             return Ok(());
@@ -146,15 +140,14 @@ impl Server {
         out.numbers([minor.into(), max_write.into(), max_readahead.into(), flags, mappable.is_some().into()]);
         let mappable = mappable.unwrap_or(Mappable { alignment: 0, read_only: false });
         out.numbers([mappable.alignment.into(), mappable.read_only.into()]);
-        self.fs.save(out)
+        out.number(self.lane.is_some().into());
+        self.fs.save(out)?;
+        self.lane.as_ref().map_or(Ok(()), |lane| lane.fs().save(out))
     }
 
     /// Goes on with a session that was saved, in place of any other, and answers what of it is lost: the guest gets ESTALE and EBADF for
     /// that. After an error there is no session.
     pub fn restore(&self, from: &mut Reader<'_>) -> Result<Vec<Lost>, Unusable> {
-        if self.lane.is_some() {
-            return Err(Unusable::Other(IN_PYTHON.into()));
-        }
         self.reset();
         let mut lost = Vec::new();
         if !from.flag()? {
@@ -172,12 +165,24 @@ impl Server {
                  settings of the one that was saved"
             )));
         }
+        if from.flag()? != self.lane.is_some() {
+            return Err(Unusable::Other(
+                "of the two file systems, the one that was saved and this one, one has methods in Python, and the other has none"
+                    .into(),
+            ));
+        }
         let session = Negotiated { minor, flags, max_write, max_readahead, mappable };
         let mut ours = self.session.lock();
         self.fs.init(&session);
-        if let Err(error) = self.fs.restore(from, &mut lost) {
+        let restored = self.fs.restore(from, &mut lost);
+        let restored =
+            restored.and_then(|()| self.lane.as_ref().map_or(Ok(()), |lane| lane.fs().restore(from, &mut lost)));
+        if let Err(error) = restored {
             self.end(&mut ours);
             return Err(error);
+        }
+        if let Some(lane) = &self.lane {
+            lane.fs().init(&session);
         }
         *ours = session;
         self.flags.store(flags, Relaxed);

@@ -27,6 +27,11 @@ struct Backing {
 }
 
 impl Backing {
+    fn new(node: u64, fd: OwnedFd, blocks: Option<Arc<Blocks>>) -> Result<Backing> {
+        let writes = may_write(&fd)?;
+        Ok(Backing { node, fd, writes, no_nowait: AtomicBool::new(false), blocks })
+    }
+
     fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
@@ -52,8 +57,28 @@ impl Backings {
     /// Takes an open file of a node over, and answers its handle. With `blocks`, what reads or writes a part that is lacking answers
     /// [`Error::Elsewhere`].
     pub fn insert(&self, node: u64, fd: OwnedFd, blocks: Option<Arc<Blocks>>) -> Result<u64> {
-        let writes = may_write(&fd)?;
-        Ok(self.0.insert_marked(Backing { node, fd, writes, no_nowait: AtomicBool::new(false), blocks }, BACKING))
+        Ok(self.0.insert_marked(Backing::new(node, fd, blocks)?, BACKING))
+    }
+
+    /// As [`Backings::insert`], of a session that goes on, in which the handle was `fh`.
+    pub fn insert_again(&self, fh: u64, node: u64, fd: OwnedFd, blocks: Option<Arc<Blocks>>) -> Result<()> {
+        self.0.insert_again(fh, Backing::new(node, fd, blocks)?);
+        Ok(())
+    }
+
+    /// All handles, each with its node.
+    pub fn all(&self) -> Vec<(u64, u64)> {
+        self.0.all().iter().map(|(number, backing)| (*number, backing.node)).collect()
+    }
+
+    /// What the next number is made of.
+    pub fn next(&self) -> u64 {
+        self.0.next()
+    }
+
+    /// No number below `next` is given any more.
+    pub fn go_on_from(&self, next: u64) {
+        self.0.go_on_from(next);
     }
 
     /// The file of a node for the DAX window: the one that was opened last, for writing if `write`. A guest maps what it has open, and

@@ -39,11 +39,27 @@ impl HostDir {
 
     /// Serves the open file `fd` as a handle of `node`, and answers the handle.
     pub fn adopt(&self, node: u64, fd: OwnedFd) -> Result<u64> {
+        Ok(self.files.insert_marked(self.adopted_as(node, fd)?, BACKING))
+    }
+
+    /// As [`HostDir::adopt`], of a session that goes on, in which the handle was `fh`.
+    pub fn adopt_again(&self, fh: u64, node: u64, fd: OwnedFd) -> Result<()> {
+        self.files.insert_again(fh, self.adopted_as(node, fd)?);
+        Ok(())
+    }
+
+    /// The handles of files that were handed over, each with its node.
+    pub fn adopted(&self) -> Vec<(u64, u64)> {
+        let files = self.files.all().into_iter().filter(|(number, _)| number & BACKING != 0);
+        files.map(|(number, file)| (number, file.inode.id)).collect()
+    }
+
+    fn adopted_as(&self, node: u64, fd: OwnedFd) -> Result<FileHandle> {
         let flags = if may_write(&fd)? { libc::O_RDWR } else { libc::O_RDONLY };
         let mut handle = FileHandle::new(self.inodes.get(node)?, fd, flags);
         // It is not the node's file, so no later open may have its descriptor.
         handle.plain = false;
-        Ok(self.files.insert_marked(handle, BACKING))
+        Ok(handle)
     }
 
     /// The handle, if it is of the node's own file. One that stands for its data has attributes of its own, which are not the node's.

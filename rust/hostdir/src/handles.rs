@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
-use virtiofs_fuse::Result;
+use virtiofs_fuse::{BACKING, Result};
 
 use crate::directory::Position;
 use crate::error::BAD_HANDLE;
@@ -112,7 +112,7 @@ impl<H> Handles<H> {
         let hash = self.seed.hash([number]);
         let entry = (number, Arc::new(handle));
         self.table.write(hash).insert_unique(hash, entry, |entry| self.seed.hash([entry.0]));
-        self.go_on_from(number.saturating_add(1));
+        self.go_on_from((number & !BACKING).saturating_add(1));
     }
 
     /// What the next number is made of.

@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering;
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use virtiofs_fuse::wire::{FileLock, LkIn, ROOT_ID};
-use virtiofs_fuse::{Lost, Reader, Result, Saved, Thing, Unusable};
+use virtiofs_fuse::{BACKING, Lost, Reader, Result, Saved, Thing, Unusable};
 
 use crate::HostDir;
 use crate::error::{Lift, STALE};
@@ -115,7 +115,8 @@ impl HostDir {
         nodes.iter().for_each(|node| node.write(out));
 
         out.number(self.files.next());
-        let files = self.files.all();
+        // What others gave to be served in place of a node's file is theirs to say.
+        let files: Vec<_> = self.files.all().into_iter().filter(|(number, _)| number & BACKING == 0).collect();
         out.number(files.len() as u64);
         for (number, file) in &files {
             let flags = rustix::fs::fcntl_getfl(file.fd()).map_or(0, |flags| flags.bits() as i32 & KEPT);

@@ -172,6 +172,17 @@ pub(crate) fn open(
     node: u64,
     default_flags: u32,
 ) -> Result<OpenOut, Fault> {
+    opened_as(false, base, opened, answer, node, default_flags)
+}
+
+fn opened_as(
+    directory: bool,
+    base: &Base,
+    opened: &Opened,
+    answer: &Bound<'_, PyAny>,
+    node: u64,
+    default_flags: u32,
+) -> Result<OpenOut, Fault> {
     if answer.is_none() {
         return Ok(OpenOut { fh: PYTHON, open_flags: default_flags, backing_id: 0 });
     }
@@ -206,7 +217,7 @@ pub(crate) fn open(
     };
     debug_assert!(fh & (PYTHON | BACKING) != 0);
     if !handle.is_none() {
-        opened.keep(fh, handle.clone().unbind());
+        opened.keep(fh, node, directory, handle.clone().unbind());
     }
     Ok(OpenOut { fh, open_flags, backing_id: 0 })
 }
@@ -216,6 +227,7 @@ pub(crate) fn opendir(
     base: &Base,
     opened: &Opened,
     answer: &Bound<'_, PyAny>,
+    node: u64,
     default_flags: u32,
 ) -> Result<OpenOut, Fault> {
     if let Ok(open) = answer.cast::<Open>()
@@ -223,7 +235,7 @@ pub(crate) fn opendir(
     {
         return wrong_value("must return no backing: a directory has none".into());
     }
-    let mut out = open(base, opened, answer, ROOT_ID, default_flags)?;
+    let mut out = opened_as(true, base, opened, answer, node, default_flags)?;
     if out.fh == PYTHON {
         out.fh = opened.number();
     }

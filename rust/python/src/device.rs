@@ -412,6 +412,7 @@ impl Mmio {
     }
 
     /// Goes on from such bytes; the device is paused then.
+    #[pyo3(name = "_resume")]
     fn resume_from(&self, py: Python<'_>, saved: &[u8], may_lose: bool) -> PyResult<saved::Restored> {
         let result = py.detach(|| self.native.restore(saved, may_lose));
         saved::restored(py, result)

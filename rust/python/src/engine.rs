@@ -16,6 +16,7 @@ use crate::handlers::{Base, Defaults, Handlers, Method};
 use crate::kept::Kept;
 use crate::lane::{Lanes, Moments};
 use crate::nodes::Nodes;
+use crate::objects::Keepers;
 use crate::opened::Opened;
 use crate::passthrough::{HostDir, timeout};
 use crate::versions::VersionTable;
@@ -88,6 +89,8 @@ pub(crate) struct Routed {
     read_only: bool,
     defaults: Defaults,
     versions: Option<Arc<Table>>,
+    /// Methods of the file system: see `Keepers`.
+    keepers: [Py<PyAny>; 4],
 }
 
 #[pymethods]
@@ -96,7 +99,7 @@ impl Routed {
     /// whether what that returns is to be awaited.
     #[new]
     #[pyo3(signature = (name, *, native, root, routes, handlers, lanes, deadlines, read_only, attr_timeout, entry_timeout,
-                        negative_timeout, open_flags, dir_open_flags, versions=None))]
+                        negative_timeout, open_flags, dir_open_flags, keepers, versions=None))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         name: String,
@@ -112,6 +115,7 @@ impl Routed {
         negative_timeout: f64,
         open_flags: u32,
         dir_open_flags: u32,
+        keepers: [Py<PyAny>; 4],
         versions: Option<PyRef<'_, VersionTable>>,
     ) -> PyResult<Routed> {
         let mut table = [Route::Here; OPCODES];
@@ -145,6 +149,7 @@ impl Routed {
             read_only,
             defaults,
             versions,
+            keepers,
         })
     }
 }
@@ -191,7 +196,17 @@ impl Routed {
                 (Base::Own(Arc::clone(&kept)), kept)
             }
         };
-        let handlers = Handlers { class: self.name.clone(), methods, base, opened, defaults: self.defaults, backlog };
+        let [save_node, restore_node, save_handle, restore_handle] =
+            self.keepers.each_ref().map(|one| one.clone_ref(py));
+        let handlers = Handlers {
+            class: self.name.clone(),
+            methods,
+            base,
+            opened,
+            defaults: self.defaults,
+            backlog,
+            keepers: Keepers { save_node, restore_node, save_handle, restore_handle },
+        };
         let lanes = Arc::new(Lanes::new(handlers, moments, self.deadlines));
         let server = Server::new(fs, limits).routed(self.routes, Some(Arc::clone(&lanes) as Arc<dyn Lane>));
         let served = Served { server: Arc::new(server), lanes: Some(Arc::clone(&lanes)) };

@@ -13,7 +13,10 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyTuple};
 use virtiofs_fuse::op::OPCODES;
 use virtiofs_fuse::wire::*;
-use virtiofs_fuse::{ByValue, Context, Creation, DirBuffer, Error, FileSystem, Negotiated, Opcode, Result, Wait};
+use virtiofs_fuse::{
+    ByValue, Context, Creation, DirBuffer, Error, FileSystem, Lost, Negotiated, Opcode, Reader, Result, Saved,
+    Unusable, Wait,
+};
 use virtiofs_hostdir::HostDir;
 
 use crate::backlog::{Backlog, Work};
@@ -21,6 +24,7 @@ use crate::buffer::with_bytes;
 use crate::convert::{self, Fault};
 use crate::faults;
 use crate::kept::Kept;
+use crate::objects::Keepers;
 use crate::opened::{Listing, Opened, PYTHON};
 use crate::request::{Changes, Lock, Request};
 use crate::turn::{self, Call, Turn};
@@ -59,6 +63,7 @@ pub(crate) struct Handlers {
     pub(crate) opened: Arc<Opened>,
     pub(crate) defaults: Defaults,
     pub(crate) backlog: Arc<Backlog>,
+    pub(crate) keepers: Keepers,
 }
 
 /// `(request, …)`, as a handler gets it.
@@ -261,6 +266,15 @@ impl FileSystem for Handlers {
         self.backlog.push(Work::Begin);
     }
 
+    fn save(&self, out: &mut Saved) -> Result<(), Unusable> {
+        self.save_objects(out);
+        Ok(())
+    }
+
+    fn restore(&self, from: &mut Reader<'_>, lost: &mut Vec<Lost>) -> Result<(), Unusable> {
+        self.restore_objects(from, lost)
+    }
+
     fn destroy(&self) {
         self.opened.clear();
         self.backlog.push(Work::End);
@@ -394,7 +408,7 @@ impl FileSystem for Handlers {
 
     fn opendir(&self, cx: &Context, node: u64, flags: u32) -> Result<OpenOut> {
         self.serve(Opcode::Opendir, cx, None, arguments!(self.node(node), plain(flags)), |answer| {
-            convert::opendir(&self.base, &self.opened, answer, self.defaults.dir_open_flags)
+            convert::opendir(&self.base, &self.opened, answer, node, self.defaults.dir_open_flags)
         })
     }
 

@@ -4,7 +4,9 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use virtiofs_fuse::wire::*;
-use virtiofs_fuse::{BACKING, Backing, Context, Error, FileSystem, Held, Result, Segments};
+use virtiofs_fuse::{
+    BACKING, Backing, Context, Error, FileSystem, Held, Lost, Reader, Result, Saved, Segments, Unusable,
+};
 use virtiofs_hostdir::Backings;
 
 use crate::nodes::Nodes;
@@ -40,6 +42,15 @@ impl FileSystem for Kept {
 
     fn known(&self, each: &mut dyn FnMut(u64, bool)) {
         self.nodes.known(each);
+    }
+
+    // Who has the handlers says what there is: it takes them to say it.
+    fn save(&self, _out: &mut Saved) -> Result<(), Unusable> {
+        Ok(())
+    }
+
+    fn restore(&self, _from: &mut Reader<'_>, _lost: &mut Vec<Lost>) -> Result<(), Unusable> {
+        Ok(())
     }
 
     fn destroy(&self) {

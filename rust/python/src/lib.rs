@@ -28,6 +28,7 @@ mod memory;
 mod mount;
 mod native;
 mod nodes;
+mod objects;
 mod opened;
 mod passthrough;
 mod request;

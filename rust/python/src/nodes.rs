@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 use pyo3::prelude::*;
 use pyo3::types::{PyInt, PyString};
 use virtiofs_coherence::{Table, slot_of};
+use virtiofs_fuse::Error;
 use virtiofs_fuse::wire::ROOT_ID;
 
 /// What makes two objects one node: that they are one object, or, for strings and numbers, that they are equal.
@@ -121,6 +122,56 @@ impl Nodes {
         state.by_key.insert(key.clone(), id);
         state.by_id.insert(id, Node { object: object.clone().unbind(), key, nlookup: 1, directory });
         Some(id)
+    }
+
+    /// How many slots the version table has that node ids carry; 0 for none.
+    pub(crate) fn slots(&self) -> u64 {
+        self.table.as_ref().map_or(0, |table| table.slots())
+    }
+
+    /// What the next id is made of.
+    pub(crate) fn next(&self) -> u64 {
+        self.next.load(Ordering::Relaxed)
+    }
+
+    /// No id below that of `next` is given any more.
+    pub(crate) fn go_on_from(&self, next: u64) {
+        self.next.fetch_max(next, Ordering::Relaxed);
+    }
+
+    /// All nodes but the root: id, lookups, whether it is a directory, object.
+    pub(crate) fn all(&self, py: Python<'_>) -> Vec<(u64, u64, bool, Py<PyAny>)> {
+        let state = self.state.lock();
+        let all = state.by_id.iter().map(|(id, node)| (*id, node.nlookup, node.directory, node.object.clone_ref(py)));
+        let mut all: Vec<_> = all.collect();
+        all.sort_by_key(|node| node.0);
+        all
+    }
+
+    /// The node `id` of a session that goes on. Two nodes of one object cannot be, nor one whose slot another process made of an address.
+    pub(crate) fn enter_again(
+        &self,
+        id: u64,
+        nlookup: u64,
+        directory: bool,
+        object: &Bound<'_, PyAny>,
+    ) -> Result<(), Error> {
+        let key = Key::of(object);
+        let slotted = self.table.as_ref().is_none_or(|table| key.mixed() % table.slots() == id % table.slots());
+        let state = &mut *self.state.lock();
+        if object.is(&self.root) || !slotted || state.by_key.contains_key(&key) {
+            return Err(Error::Errno(libc::ESTALE));
+        }
+        state.by_key.insert(key.clone(), id);
+        state.by_id.insert(id, Node { object: object.clone().unbind(), key, nlookup, directory });
+        Ok(())
+    }
+
+    /// Says that whatever anybody remembers of any node is to be asked again.
+    pub(crate) fn all_moved(&self) {
+        if let Some(table) = &self.table {
+            table.bump_all();
+        }
     }
 
     /// Takes lookups back, and answers whether the node is gone.

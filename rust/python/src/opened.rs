@@ -16,9 +16,19 @@ pub(crate) const PYTHON: u64 = 1 << 63;
 #[derive(Default)]
 pub(crate) struct Opened {
     next: AtomicU64,
-    objects: Mutex<HashMap<u64, Py<PyAny>>>,
+    objects: Mutex<HashMap<u64, Held>>,
     listings: Mutex<HashMap<u64, Arc<Listing>>>,
 }
+
+/// What a handle stands for.
+struct Held {
+    node: u64,
+    directory: bool,
+    object: Py<PyAny>,
+}
+
+/// A handle that has an object: its number; node, whether it is a directory, object.
+pub(crate) type Numbered = (u64, (u64, bool, Py<PyAny>));
 
 /// A directory's entries as they were when a guest began to list it.
 pub(crate) type Listing = Vec<Listed>;
@@ -38,14 +48,32 @@ impl Opened {
         self.next.fetch_add(1, Ordering::Relaxed) | PYTHON
     }
 
-    /// Keeps the object of a handle.
-    pub(crate) fn keep(&self, number: u64, object: Py<PyAny>) {
-        self.objects.lock().insert(number, object);
+    /// What the next number is made of.
+    pub(crate) fn next(&self) -> u64 {
+        self.next.load(Ordering::Relaxed)
+    }
+
+    /// No number below `next` is given any more.
+    pub(crate) fn go_on_from(&self, next: u64) {
+        self.next.fetch_max(next, Ordering::Relaxed);
+    }
+
+    /// Keeps the object of a handle of a node.
+    pub(crate) fn keep(&self, number: u64, node: u64, directory: bool, object: Py<PyAny>) {
+        self.objects.lock().insert(number, Held { node, directory, object });
+    }
+
+    /// All handles that have objects.
+    pub(crate) fn all(&self, py: Python<'_>) -> Vec<Numbered> {
+        let objects = self.objects.lock();
+        let all =
+            objects.iter().map(|(number, held)| (*number, (held.node, held.directory, held.object.clone_ref(py))));
+        all.collect()
     }
 
     /// The object of a handle; None where it has none.
     pub(crate) fn object(&self, py: Python<'_>, number: u64) -> Option<Py<PyAny>> {
-        self.objects.lock().get(&number).map(|object| object.clone_ref(py))
+        self.objects.lock().get(&number).map(|held| held.object.clone_ref(py))
     }
 
     /// Keeps the listing of a directory's handle.
