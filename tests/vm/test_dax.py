@@ -11,7 +11,7 @@ import os
 import random
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,11 @@ import pytest
 from tests.test_dax import Memfds
 from virtiofs import Passthrough, Policy, Rule, Server
 
-from . import daemon
+from . import daemon, provision
 from .daemon import Daemon
 from .guest import Guest, Share
 from .qemu import Qemu
+from .test_suites import FSX
 from .work import Place
 
 MIB = 1 << 20
@@ -40,11 +41,13 @@ pytestmark = [
 
 
 @contextmanager
-def mapping(folder: Path, mode: str = "inode", window: str = "64M", *options: str, **qemu: Any) -> Iterator[Place]:
+def mapping(
+    folder: Path, mode: str = "inode", window: str = "64M", *options: str, shares: Sequence[Share] = (), **qemu: Any
+) -> Iterator[Place]:
     """A guest with `folder` mounted by `mode`, over a window of so many bytes."""
     with (
         Daemon(folder, options=[*QUEUES, "--dax-window", window, *options]) as served,
-        Qemu([Share(served.socket, options=f"dax={mode}", window=True)], **qemu) as guest,
+        Qemu([Share(served.socket, options=f"dax={mode}", window=True), *shares], **qemu) as guest,
     ):
         give_checks(guest)
         yield Place(guest, served, "/mnt/share", folder)
@@ -70,7 +73,12 @@ def healthy(place: Place) -> None:
 
 @pytest.fixture(scope="module", params=MODES)
 def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    with mapping(tmp_path_factory.mktemp("share"), request.param) as place:
+    with (
+        Daemon(provision.cache().suites, "suites", cache="always", options=["--readonly"]) as suites,
+        mapping(
+            tmp_path_factory.mktemp("share"), request.param, shares=[Share(suites.socket, "suites", "/mnt/suites")]
+        ) as place,
+    ):
         yield place
 
 
@@ -83,6 +91,14 @@ def test_the_kernel_has_the_window(place: Place) -> None:
 def test_everything_that_happens_to_a_file(place: Place) -> None:
     check(place, "everything", "life")
     assert (place.outside / "life").read_bytes() == random.Random(8).randbytes(4 * MIB + 1)
+    healthy(place)
+
+
+def test_a_mapped_file_is_truncated_at_open(place: Place) -> None:
+    check(place, "truncated_at_open", "truncated")
+    expected = bytearray(4 * MIB + 1)
+    expected[:5], expected[3 * MIB : 3 * MIB + 6] = b"short", b"stored"
+    assert (place.outside / "truncated").read_bytes() == expected
     healthy(place)
 
 
@@ -121,6 +137,22 @@ def test_a_thousand_operations(place: Place) -> None:
 def test_fifty_thousand_operations(place: Place) -> None:
     check(place, "exerciser", "exercised", 50_000, timeout=550)
     assert (place.outside / "exercised").read_bytes() == (place.outside / "exercised.expected").read_bytes()
+    healthy(place)
+
+
+def test_fsx(place: Place) -> None:
+    """Its file is three granules of the window long, and half of what it does goes through mappings.
+
+    VIRTIOFS_OPERATIONS says how many operations; in emulation on an idle machine a thousand take some seconds.
+    """
+    operations = int(os.environ.get("VIRTIOFS_OPERATIONS", "1500"))
+    place.guest.put("/tmp/fsx.toml", f"flen = {6 * MIB}\n{FSX}".encode())
+    fsx = f"/mnt/suites/usr/bin/fsx -f /tmp/fsx.toml -N {operations} -S 3 -P /tmp fsx"
+    # Large enough to be mapped when it is seen first, and known to the guest for as long as somebody has it open.
+    (place.outside / "fsx").write_bytes(bytes(MIB))
+    said = place.guest.check(f"cd {place.inside}\nexec 9< fsx\n{fsx}\npython3 -I /run/mapped.py which .", timeout=550)
+    assert "fsx" in said.splitlines()[-1].split(), "it was mapped"
+    assert (place.outside / "fsx").stat().st_size <= 6 * MIB
     healthy(place)
 
 

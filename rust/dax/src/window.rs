@@ -218,6 +218,11 @@ impl<M: Mapper> Window<M> {
         self.check_range(offset, len).is_ok() && !self.table.lock().cut(offset, len).before.is_empty()
     }
 
+    /// Whether anything of the file that is known as `key` is mapped.
+    pub fn maps(&self, key: u64) -> bool {
+        self.table.lock().file(key, false).is_some()
+    }
+
     /// Whether one mapping covers a range, and no more than that.
     pub fn holds_exactly(&self, offset: u64, len: u64) -> bool {
         self.table.lock().exactly(offset, len).is_some()

@@ -178,7 +178,9 @@ fn a_file_is_opened_once_for_as_long_as_it_is_mapped() {
     open(&window, range(0, 2, 0, true)).unwrap();
     open(&window, range(4, 2, 0, true)).unwrap();
     assert_eq!(opened.get(), 2);
+    assert!(window.maps(9) != window.maps(10));
     window.clear().unwrap();
+    assert!(!window.maps(9) && !window.maps(10));
     open(&window, range(0, 2, 0, false)).unwrap();
     assert_eq!(opened.get(), 3);
 }

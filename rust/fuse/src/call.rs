@@ -172,14 +172,12 @@ impl Call<'_> {
                 self.reply(&LseekOut { offset: fs.lseek(cx, node, args.fh, args.offset, args.whence)? })
             }
             CopyFileRange => {
-                let mut args: CopyFileRangeIn = self.arguments()?;
-                args.len = args.len.min(LARGEST_COPY);
+                let args = self.copy_arguments()?;
                 let size = fs.copy_file_range(cx, node, &args)?.min(args.len) as u32;
                 self.reply(&WriteOut { size, padding: 0 })
             }
             CopyFileRange64 => {
-                let mut args: CopyFileRangeIn = self.arguments()?;
-                args.len = args.len.min(LARGEST_COPY);
+                let args = self.copy_arguments()?;
                 self.reply(&CopyFileRangeOut { bytes_copied: fs.copy_file_range(cx, node, &args)?.min(args.len) })
             }
             Ioctl => self.ioctl(fs, request, reply),
@@ -282,6 +280,18 @@ impl Call<'_> {
         {
             window.resizes(node, size);
         }
+    }
+
+    /// What is to be copied. EOPNOTSUPP, upon which the guest copies by itself, for a file that it has mapped: Linux forgets what it has of
+    /// the file after a copy, and warns of a mapping that is there still (`__fuse_copy_file_range`, `fs/fuse/file.c`;
+    /// `truncate_folio_batch_exceptionals`, `mm/truncate.c`).
+    fn copy_arguments(&self) -> Result<CopyFileRangeIn> {
+        let mut args: CopyFileRangeIn = self.arguments()?;
+        if self.server.window().is_some_and(|window| window.maps(args.nodeid_out)) {
+            return Err(Error::Errno(libc::EOPNOTSUPP));
+        }
+        args.len = args.len.min(LARGEST_COPY);
+        Ok(args)
     }
 
     fn window(&self) -> Result<Arc<dyn Window>> {

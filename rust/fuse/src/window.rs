@@ -42,6 +42,9 @@ pub trait Window: Send + Sync {
     /// The guest is about to give a node's file this size: what is behind it the guest does not touch any more.
     fn resizes(&self, _node: u64, _size: u64) {}
 
+    /// Whether anything of a node's file is mapped.
+    fn maps(&self, node: u64) -> bool;
+
     /// A request was handled by which a file may have become longer, or the guest hears that it did. The guest has no reply yet.
     fn catch_up(&self) {}
 

@@ -91,6 +91,9 @@ impl FileSystem for Willing {
     fn setlkw(&self, _: Cx<'_>, _: u64, _: &LkIn) -> Result<Option<Wait>> { self.answer(self.waits) }
 }
 
+/// The node of which the window has something mapped.
+const MAPPED: u64 = 77;
+
 /// A window that takes everything.
 impl Window for Willing {
     fn begin(&self) -> Result<Option<Mappable>> {
@@ -101,6 +104,9 @@ impl Window for Willing {
     }
     fn unmap(&self, _: &[RemovemappingOne]) -> Result<()> {
         self.answer(())
+    }
+    fn maps(&self, node: u64) -> bool {
+        node == MAPPED
     }
     fn end(&self) {}
 }
@@ -322,4 +328,15 @@ fn no_request_gets_an_answer_that_breaks_the_protocol() {
         check((random() % 56) as u32, &body, (random() % 300) as usize);
     }
     assert_eq!(server.metrics().panics(), 0);
+}
+
+#[test]
+fn nothing_is_copied_onto_a_file_that_is_mapped() {
+    let (_, server) = server(Willing::default());
+    for opcode in [Opcode::CopyFileRange, Opcode::CopyFileRange64] {
+        for (nodeid_out, error) in [(MAPPED, -libc::EOPNOTSUPP), (MAPPED + 1, 0)] {
+            let args = CopyFileRangeIn { nodeid_out, len: 5, ..CopyFileRangeIn::default() };
+            assert_eq!(ask(&server, opcode, args.as_bytes(), 24).0.error, error, "{opcode:?} {nodeid_out}");
+        }
+    }
 }

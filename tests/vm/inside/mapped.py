@@ -8,6 +8,7 @@ import ctypes
 import mmap
 import os
 import random
+import signal
 import sys
 import time
 
@@ -104,6 +105,41 @@ def everything(path):
     content[:] = random.Random(8).randbytes(4 * MIB + 1)
     with open(path, "wb") as file:
         file.write(content)
+
+
+def in_a_child(what):
+    """Runs it in a process of its own: the signal that ended it, or 0."""
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGBUS, signal.SIG_DFL)
+        what()
+        os._exit(0)
+    return os.WTERMSIG(os.waitpid(child, 0)[1])
+
+
+def truncated_at_open(path):
+    """Another process opens a file with O_TRUNC while it is mapped here, all of it in use, and writes a little."""
+    content = random.Random(13).randbytes(5 * MIB)
+    with open(path, "wb") as file:
+        file.write(content)
+    with open(path, "r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
+        assert mapped[:] == content
+        mapped[4 * MIB] = 1
+
+        def open_anew():
+            with open(path, "wb") as other:
+                other.write(b"short")
+
+        assert in_a_child(open_anew) == 0
+        assert os.fstat(file.fileno()).st_size == 5
+        assert mapped[:PAGE] == b"short" + bytes(PAGE - 5)
+        # Behind the end there is nothing, for who reads and who writes, and also where a mapping of its own was.
+        assert in_a_child(lambda: mapped[2 * PAGE]) == signal.SIGBUS
+        assert in_a_child(lambda: mapped.__setitem__(4 * MIB, 2)) == signal.SIGBUS
+        os.ftruncate(file.fileno(), 4 * MIB + 1)
+        assert mapped[PAGE : 4 * MIB + 1] == bytes(4 * MIB + 1 - PAGE)
+        mapped[3 * MIB : 3 * MIB + 6] = b"stored"
+        assert os.pread(file.fileno(), 6, 3 * MIB) == b"stored"
 
 
 def buffers(path):

@@ -350,6 +350,10 @@ impl Window for Shmem {
         }
     }
 
+    fn maps(&self, node: u64) -> bool {
+        self.window.maps(node)
+    }
+
     fn end(&self) {
         if let Err(refusal) = self.window.clear() {
             tracing::debug!(%refusal, "mappings stay until the next session begins");

@@ -95,6 +95,10 @@ impl Window for Local {
         super::unmap(&self.window, ranges)
     }
 
+    fn maps(&self, node: u64) -> bool {
+        self.window.maps(node)
+    }
+
     /// A file that was cut short may be longer again: what the guest is about to be told must be there.
     fn catch_up(&self) {
         if let Err(refusal) = self.window.mend() {
