@@ -42,11 +42,33 @@ pub(crate) fn park(parking: &Arc<Parking>, server: &Arc<Server>, request: Reques
         state.heads.push(request.0.head());
         state.era
     };
-    let (parking, theirs) = (Arc::clone(parking), Arc::clone(server));
+    let (mut place, theirs) =
+        (Place { parking: Some(Arc::clone(parking)), era, head: request.0.head() }, Arc::clone(server));
     server.settle(
         pending,
-        Box::new(move |result| parking.settle(era, Settled { server: theirs, request, pending, result })),
+        Box::new(move |result| {
+            if let Some(parking) = place.parking.take() {
+                parking.settle(era, Settled { server: theirs, request, pending, result });
+            }
+        }),
     );
+}
+
+/// A request's place. Where the wait is dropped with its session instead of settled, nothing is left of it.
+struct Place {
+    parking: Option<Arc<Parking>>,
+    era: u64,
+    head: u16,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let Some(parking) = &self.parking else { return };
+        let mut state = parking.0.lock();
+        if state.era == self.era {
+            state.heads.retain(|head| *head != self.head);
+        }
+    }
 }
 
 impl Parking {

@@ -132,6 +132,7 @@ impl Call<'_> {
                 let args: ReadIn = self.arguments()?;
                 let len = self.limit(args.size)?;
                 if let Some(fs) = fs.by_value() {
+                    let len = len.min(self.server.most_by_value());
                     let message = &mut *self.message;
                     let put = &mut |bytes: &[u8]| message.put(HEADER, bytes).map_err(|_| NO_ROOM);
                     let len = fs.read(cx, node, &args, len, put)?;
@@ -145,7 +146,7 @@ impl Call<'_> {
                 let args: WriteIn = self.arguments()?;
                 if let Some(fs) = fs.by_value() {
                     let (message, left) = (&mut *self.message, args.size as usize);
-                    if left > message.remaining() {
+                    if left > message.remaining() || left > self.server.most_by_value() {
                         return Err(Error::Errno(libc::EINVAL));
                     }
                     let take = &mut |into: &mut [u8]| message.take(into).map_err(|_| Error::Errno(libc::EINVAL));
@@ -185,7 +186,7 @@ impl Call<'_> {
             Opendir => { let args: OpenIn = self.arguments()?; self.reply(&fs.opendir(cx, node, args.flags)?) }
             Readdir | Readdirplus => {
                 let args: ReadIn = self.arguments()?;
-                entries.restart(self.limit(args.size)?);
+                entries.restart(self.limit(args.size)?.min(LISTING_MAX));
                 fs.readdir(cx, node, args.fh, args.offset, self.row.opcode == Readdirplus, entries)?;
                 self.bytes(entries.as_bytes())
             }
@@ -267,6 +268,9 @@ impl Call<'_> {
 
     fn batch_forget(&mut self) -> Result<usize> {
         let args: BatchForgetIn = self.arguments()?;
+        if args.count > FORGETS_MAX {
+            return self.server.malformed();
+        }
         for _ in 0..args.count {
             let one: ForgetOne = self.take()?;
             self.server.forget(one.nodeid, one.nlookup);
@@ -400,6 +404,10 @@ impl Call<'_> {
 
 /// What a guest with pages of 64 KiB puts into one REMOVEMAPPING (`FUSE_REMOVEMAPPING_MAX_ENTRY` of Linux: a page of them).
 const REMOVED_MAX: usize = 4096;
+/// Nodes of one BATCH_FORGET. A guest can give the same memory many times in one request, so its size says little.
+const FORGETS_MAX: u32 = 1 << 20;
+/// Bytes of entries in one reply: they are collected here before they are the guest's. Linux asks for 1 MiB at most.
+const LISTING_MAX: usize = 1 << 20;
 /// The guest gave less room than the reply needs.
 const NO_ROOM: Error = Error::Errno(libc::EIO);
 /// The most that one COPY_FILE_RANGE copies; the caller asks again for the rest. Longer copies would keep a guest that is being stopped

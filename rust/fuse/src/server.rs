@@ -320,6 +320,12 @@ impl Server {
         message.take(into)
     }
 
+    /// Bytes of data that one request may have where they are copied into memory of ours. No honest guest goes beyond what was agreed
+    /// on; another one could name the same page a thousand times.
+    pub(crate) fn most_by_value(&self) -> usize {
+        self.limits.max_write.max(4096) as usize
+    }
+
     pub(crate) fn has(&self, flag: u64) -> bool {
         self.flags.load(Relaxed) & flag != 0
     }

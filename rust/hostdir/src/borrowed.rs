@@ -12,6 +12,7 @@ use virtiofs_fuse::{BACKING, Result};
 
 use crate::HostDir;
 use crate::backings::may_write;
+use crate::bounds::Counted;
 use crate::error::{Lift, STALE};
 use crate::handles::FileHandle;
 
@@ -56,7 +57,8 @@ impl HostDir {
 
     fn adopted_as(&self, node: u64, fd: OwnedFd) -> Result<FileHandle> {
         let flags = if may_write(&fd)? { libc::O_RDWR } else { libc::O_RDONLY };
-        let mut handle = FileHandle::new(self.inodes.get(node)?, fd, flags);
+        self.bounds.room()?;
+        let mut handle = FileHandle::new(self.inodes.get(node)?, Counted::new(fd, &self.bounds), flags);
         // It is not the node's file, so no later open may have its descriptor.
         handle.plain = false;
         Ok(handle)

@@ -123,6 +123,11 @@ pub struct Config {
     /// Descriptors that the guest's nodes may have; beyond that, those used longest ago are held by file handles, where the host allows
     /// that. 0 is no limit.
     pub node_descriptors: usize,
+    /// Descriptors that the guest may hold in all: of its nodes, of what it has open, of its locks. Beyond that it gets ENFILE. 0 is no
+    /// limit.
+    pub descriptors: usize,
+    /// Nodes that the guest may hold, each of some hundred bytes. Beyond that it gets ENFILE. 0 is no limit.
+    pub nodes: usize,
     /// Tell the guest where another host file system begins, if it negotiated `SUBMOUNTS`.
     pub announce_submounts: bool,
     /// Counters that move with every change, for whoever remembers what guests were told. Node ids carry their slots then.

@@ -53,6 +53,7 @@ impl HostDir {
         let host_flags = self.host_flags(&dir, flags)?;
         self.may_ask(cx)?;
         self.must_be_seen(&dir, name, Some(libc::S_IFREG))?;
+        self.room_for_new()?;
         for _ in 0..ROUNDS {
             let fresh = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
             let mut change = self.changing(&dir);
@@ -116,6 +117,7 @@ impl HostDir {
         let dir = self.writable_directory(parent)?;
         let host_flags = self.host_flags(&dir, flags)? & !libc::O_TRUNC;
         self.may_ask(cx)?;
+        self.room_for_new()?;
         // O_EXCL says that the file may never get a name.
         let nameless = OFlags::TMPFILE | OFlags::from_bits_retain(flags) & OFlags::EXCL;
         let fd = self.create_file(cx, &dir, c"", nameless, host_flags, mode, new)?;
@@ -207,6 +209,12 @@ impl HostDir {
         self.make(cx, parent, name, Wanted { mode: libc::S_IFLNK, rdev: 0, target }, new)
     }
 
+    /// Refuses to make what the guest could not hold afterwards.
+    fn room_for_new(&self) -> Result<()> {
+        self.inodes.room()?;
+        self.bounds.room()
+    }
+
     /// Makes what needs no handle, labels it, and enters it; takes it away again if the label is refused.
     fn make(&self, cx: &Context, parent: u64, name: &CStr, wanted: Wanted<'_>, new: &Creation<'_>) -> Result<EntryOut> {
         let dir: Arc<Inode> = self.writable_directory(parent)?;
@@ -214,6 +222,7 @@ impl HostDir {
         self.may_ask(cx)?;
         let kind = wanted.mode & libc::S_IFMT;
         self.must_be_seen(&dir, name, Some(kind))?;
+        self.room_for_new()?;
         let is_directory = kind == libc::S_IFDIR;
         let effects = self.effects_of_new(&dir, name, kind)?;
         let effects = effects.as_deref().unwrap_or(self.base());

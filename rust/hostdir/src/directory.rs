@@ -5,6 +5,7 @@
 
 use std::ffi::CStr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
@@ -21,6 +22,9 @@ use crate::sys;
 /// As much as glibc asks for: some hundreds of entries per call.
 const BUFFER: usize = 32 * 1024;
 
+/// Directories of one guest that keep what was read ahead: others are read anew from the guest's cookie each time.
+const AHEAD_MAX: usize = 256;
+
 /// Entries that were read ahead.
 #[derive(Default)]
 pub(crate) struct Position {
@@ -29,6 +33,25 @@ pub(crate) struct Position {
     end: usize,
     /// The cookie of the entry at `start`.
     next: u64,
+    /// Of the directories that keep something.
+    ahead: Option<Ahead>,
+}
+
+/// One of the directories that keep what was read ahead.
+struct Ahead(Arc<AtomicUsize>);
+
+impl Ahead {
+    fn one_more(of: &Arc<AtomicUsize>) -> Option<Ahead> {
+        let more = |count: usize| (count < AHEAD_MAX).then_some(count + 1);
+        of.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
+        Some(Ahead(Arc::clone(of)))
+    }
+}
+
+impl Drop for Ahead {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// One `linux_dirent64`.
@@ -58,7 +81,25 @@ impl HostDir {
         let handle = self.directory(node, fh)?;
         self.asked(&handle.inode);
         let mut position = handle.position.lock();
-        let position = &mut *position;
+        let listed = self.read_entries(&handle, &mut position, offset, plus, out);
+        if position.ahead.is_none() {
+            position.ahead = Ahead::one_more(&self.ahead);
+        }
+        if position.ahead.is_none() {
+            // No offset has this cookie: the next READDIR seeks.
+            *position = Position { next: u64::MAX, ..Position::default() };
+        }
+        listed
+    }
+
+    fn read_entries(
+        &self,
+        handle: &DirHandle,
+        position: &mut Position,
+        offset: u64,
+        plus: bool,
+        out: &mut DirBuffer,
+    ) -> Result<()> {
         // Whoever begins, maybe after others who had the same handle, wants what is there now.
         if offset != position.next || (offset == 0 && position.end > 0) {
             let Ok(cookie) = i64::try_from(offset) else { return errno(libc::EINVAL) };
@@ -67,7 +108,7 @@ impl HostDir {
         }
         loop {
             if position.start == position.end {
-                match position.fill(&handle) {
+                match position.fill(handle) {
                     Ok(true) => {}
                     // What was found before an error is the guest's; its next READDIR meets the error.
                     Ok(false) => return Ok(()),

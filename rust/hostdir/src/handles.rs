@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock};
 use parking_lot::Mutex;
 use virtiofs_fuse::{BACKING, Result};
 
+use crate::bounds::Counted;
 use crate::directory::Position;
 use crate::error::BAD_HANDLE;
 use crate::inodes::Inode;
@@ -15,7 +16,7 @@ use crate::shards::{Seed, Shards};
 /// An open regular file.
 pub(crate) struct FileHandle {
     pub(crate) inode: Arc<Inode>,
-    fd: OwnedFd,
+    fd: Counted,
     /// The descriptor bypasses the host's page cache.
     pub(crate) direct: bool,
     /// The descriptor reads and has no flag that another open(2) might not want.
@@ -29,11 +30,11 @@ pub(crate) struct FileHandle {
     /// RWF_NOWAIT is not for this file: reads run inline at once.
     pub(crate) no_nowait: AtomicBool,
     /// For pages that the guest writes back while `fd` bypasses the page cache; opened when first needed.
-    pub(crate) buffered: OnceLock<OwnedFd>,
+    pub(crate) buffered: OnceLock<Counted>,
 }
 
 impl FileHandle {
-    pub(crate) fn new(inode: Arc<Inode>, fd: OwnedFd, flags: i32) -> FileHandle {
+    pub(crate) fn new(inode: Arc<Inode>, fd: Counted, flags: i32) -> FileHandle {
         let direct = flags & libc::O_DIRECT != 0;
         let reads = flags & libc::O_ACCMODE != libc::O_WRONLY;
         let writes = flags & libc::O_ACCMODE != libc::O_RDONLY;
@@ -56,20 +57,20 @@ impl FileHandle {
     }
 
     pub(crate) fn into_parts(self) -> (Arc<Inode>, OwnedFd) {
-        (self.inode, self.fd)
+        (self.inode, self.fd.into_fd())
     }
 }
 
 /// An open directory.
 pub(crate) struct DirHandle {
     pub(crate) inode: Arc<Inode>,
-    fd: OwnedFd,
+    fd: Counted,
     /// Where reading stands. READDIRs of one handle take turns, as getdents64(2) does.
     pub(crate) position: Mutex<Position>,
 }
 
 impl DirHandle {
-    pub(crate) fn new(inode: Arc<Inode>, fd: OwnedFd) -> DirHandle {
+    pub(crate) fn new(inode: Arc<Inode>, fd: Counted) -> DirHandle {
         DirHandle { inode, fd, position: Mutex::new(Position::default()) }
     }
 
@@ -78,7 +79,7 @@ impl DirHandle {
     }
 
     pub(crate) fn into_fd(self) -> OwnedFd {
-        self.fd
+        self.fd.into_fd()
     }
 }
 
@@ -160,7 +161,7 @@ impl<H> Handles<H> {
     }
 
     pub(crate) fn clear(&self) {
-        self.table.clear();
+        _ = self.table.clear();
     }
 
     pub(crate) fn len(&self) -> usize {

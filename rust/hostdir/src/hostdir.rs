@@ -5,12 +5,13 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use rustix::fs::{CWD, Mode, OFlags};
 use virtiofs_fuse::wire::{Attr, NAME_MAX, ROOT_ID, init};
 use virtiofs_fuse::{Context, Error, Negotiated, Result};
 
+use crate::bounds::Bounds;
 use crate::config::{Config, Effects};
 use crate::credentials::{ids_are_all_mapped, may_read_all};
 use crate::error::errno;
@@ -28,12 +29,15 @@ use crate::xattrmap::NameMap;
 /// A host directory as a [`FileSystem`](virtiofs_fuse::FileSystem) for one guest.
 pub struct HostDir {
     pub(crate) config: Config,
+    pub(crate) bounds: Arc<Bounds>,
     pub(crate) inodes: Inodes,
     pub(crate) files: Handles<FileHandle>,
     pub(crate) directories: Handles<DirHandle>,
     /// Files that the guest uses without an OPEN.
     pub(crate) standing_files: Standing<FileHandle>,
     pub(crate) standing_directories: Standing<DirHandle>,
+    /// Open directories that keep what was read ahead.
+    pub(crate) ahead: Arc<AtomicUsize>,
     pub(crate) proc: ProcFd,
     pub(crate) locks: Arc<Locks>,
     pub(crate) names: NameMap,
@@ -71,16 +75,19 @@ impl HostDir {
         let mut effects = config.effects.clone();
         effects.read_only |= config.read_only;
         let effects = Arc::new(effects);
-        let standing = standing_limit(config.node_descriptors);
         let root = NewInode::new(Hold::Fd(fd), &status, Arc::clone(&effects), false, false);
+        let bounds = Arc::new(Bounds::new(config.descriptors, config.nodes));
+        let standing = standing_limit(config.node_descriptors).min(bounds.idle());
         Ok(HostDir {
-            inodes: Inodes::new(root, &status, config.node_descriptors, config.versions.clone()),
+            inodes: Inodes::new(root, &status, config.node_descriptors, Arc::clone(&bounds), config.versions.clone()),
+            bounds,
             names: NameMap::new(config.xattr_names.clone()),
             config,
             files: Handles::new(),
             directories: Handles::new(),
             standing_files: Standing::new(standing),
             standing_directories: Standing::new(standing),
+            ahead: Arc::default(),
             proc,
             session: locks.session(),
             locks,
@@ -99,6 +106,11 @@ impl HostDir {
     /// Descriptors that nodes have, the root's included; the others are held by file handles.
     pub fn node_descriptors(&self) -> usize {
         self.inodes.descriptors()
+    }
+
+    /// Descriptors that the guest holds in all.
+    pub fn descriptors(&self) -> usize {
+        self.bounds.held()
     }
 
     /// Files and directories that the guest holds open, and those that are kept open for a guest that does not say what it opens.
@@ -231,7 +243,7 @@ impl HostDir {
 }
 
 /// How many files may stay open for a guest that does not say what it opens, and how many directories: each a quarter of what nodes may
-/// have.
+/// have. Nobody closes them, so they are never all that the guest may have either.
 fn standing_limit(node_descriptors: usize) -> usize {
     if node_descriptors == 0 { 1024 } else { (node_descriptors / 4).max(16) }
 }

@@ -6,7 +6,7 @@
 
 use std::ffi::CStr;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use hashbrown::hash_table::Entry;
@@ -14,6 +14,7 @@ use virtiofs_coherence::{Table, Watched};
 use virtiofs_fuse::Result;
 use virtiofs_fuse::wire::ROOT_ID;
 
+use crate::bounds::Bounds;
 use crate::config::Effects;
 use crate::error::{STALE, errno};
 use crate::pins::{Hold, Matched, Mount, Pin, PinFd, Pins};
@@ -197,6 +198,8 @@ pub(crate) struct Inodes {
     pins: Arc<Pins>,
     root: Arc<Inode>,
     by_id: Shards<Arc<Inode>>,
+    /// Nodes in `by_id`.
+    count: AtomicUsize,
     by_key: Shards<Arc<Inode>>,
     next: AtomicU64,
     versions: Option<Arc<Table>>,
@@ -204,8 +207,14 @@ pub(crate) struct Inodes {
 
 impl Inodes {
     /// A table with the root alone. Nodes get `descriptors` of them at most, as far as the host allows; 0 is no limit.
-    pub(crate) fn new(root: NewInode, status: &Status, descriptors: usize, versions: Option<Arc<Table>>) -> Inodes {
-        let pins = Arc::new(Pins::new(descriptors));
+    pub(crate) fn new(
+        root: NewInode,
+        status: &Status,
+        descriptors: usize,
+        bounds: Arc<Bounds>,
+        versions: Option<Arc<Table>>,
+    ) -> Inodes {
+        let pins = Arc::new(Pins::new(descriptors, bounds));
         let slot = slot(versions.as_deref(), status.key());
         if let Some(table) = &versions {
             table.mark_root(slot);
@@ -217,6 +226,7 @@ impl Inodes {
             pins,
             root,
             by_id: Shards::new(),
+            count: AtomicUsize::new(0),
             by_key: Shards::new(),
             next: AtomicU64::new(ROOT_ID + 1),
             versions,
@@ -307,8 +317,17 @@ impl Inodes {
         self.by_key.read(hash).find(hash, |inode| inode.key == key).map(Arc::clone)
     }
 
+    /// Refuses a node more than the guest may have. Before something is made that will be one.
+    pub(crate) fn room(&self) -> Result<()> {
+        self.pins.bounds.room_for_node(self.count.load(Ordering::Relaxed))
+    }
+
     /// The node of a host inode, counted once more, made of `new` if there is none.
-    pub(crate) fn enter(&self, key: Key, new: NewInode) -> Arc<Inode> {
+    pub(crate) fn enter(&self, key: Key, new: NewInode) -> Result<Arc<Inode>> {
+        self.room()?;
+        if let Hold::Fd(_) = new.hold {
+            self.pins.bounds.room()?;
+        }
         let (inode, more) = self.enter_locked(key, new);
         if more && inode.pin.holds_fd() {
             self.pins.enqueue(inode.id);
@@ -317,7 +336,7 @@ impl Inodes {
             }
             self.shrink();
         }
-        inode
+        Ok(inode)
     }
 
     /// As [`Inodes::enter`]; tells also whether a descriptor more may be held now.
@@ -356,6 +375,7 @@ impl Inodes {
         let inode = Arc::new(make(id, slot, key, new, &self.pins));
         let hash = self.seed.hash([inode.id]);
         self.by_id.write(hash).insert_unique(hash, Arc::clone(&inode), |inode| self.seed.hash([inode.id]));
+        self.count.fetch_add(1, Ordering::Relaxed);
         inode
     }
 
@@ -371,6 +391,7 @@ impl Inodes {
     pub(crate) fn enter_again(&self, id: u64, lookups: u64, key: Key, new: NewInode) -> Result<Arc<Inode>> {
         let slot = slot(self.versions.as_deref(), key);
         let slots = self.versions.as_ref().map_or(1, |table| table.slots());
+        self.room()?;
         if id <= ROOT_ID || lookups == 0 || id % slots != slot || self.by_id(id).is_some() {
             return Err(STALE);
         }
@@ -382,6 +403,7 @@ impl Inodes {
             Entry::Vacant(entry) => drop(entry.insert(Arc::clone(&inode))),
         }
         self.by_id.write(by_id).insert_unique(by_id, Arc::clone(&inode), |inode| self.seed.hash([inode.id]));
+        self.count.fetch_add(1, Ordering::Relaxed);
         if inode.pin.holds_fd() {
             self.pins.enqueue(id);
             self.shrink();
@@ -437,14 +459,16 @@ impl Inodes {
         let hash = self.seed.hash([inode.id]);
         if let Ok(entry) = self.by_id.write(hash).find_entry(hash, |entry| Arc::ptr_eq(entry, inode)) {
             entry.remove();
+            self.count.fetch_sub(1, Ordering::Relaxed);
         }
     }
 
     /// Forgets all nodes but the root. Ids go on from where they were.
     pub(crate) fn clear(&self) {
         self.by_key.clear();
-        self.by_id.clear();
+        self.count.fetch_sub(self.by_id.clear(), Ordering::Relaxed);
         self.pins.clear();
+        self.pins.bounds.forget();
     }
 
     /// All nodes in the table, the root included.

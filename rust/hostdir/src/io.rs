@@ -13,6 +13,7 @@ use virtiofs_fuse::wire::{CopyFileRangeIn, FallocateIn, FlushIn, ReadIn, WriteIn
 use virtiofs_fuse::{Context, Error, Result, Segments};
 
 use crate::HostDir;
+use crate::bounds::Counted;
 use crate::error::{Lift, answer, errno};
 use crate::handles::FileHandle;
 use crate::sys::{self, Piece};
@@ -55,7 +56,8 @@ impl HostDir {
         if let Some(fd) = handle.buffered.get() {
             return Ok(fd.as_fd());
         }
-        let fd = self.proc.reopen(handle.inode.fd()?, OFlags::WRONLY)?;
+        self.bounds.room()?;
+        let fd = Counted::new(self.proc.reopen(handle.inode.fd()?, OFlags::WRONLY)?, &self.bounds);
         Ok(handle.buffered.get_or_init(|| fd).as_fd())
     }
 

@@ -33,6 +33,7 @@ mod attributes;
 mod backings;
 mod blocks;
 mod borrowed;
+mod bounds;
 mod changes;
 mod config;
 mod create;

@@ -1,6 +1,5 @@
 //! GETLK, SETLK, SETLKW: locks on files of this share, in the company of all guests and of the host.
 
-use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
 
 use rustix::fs::OFlags;
@@ -8,6 +7,7 @@ use virtiofs_fuse::wire::{FileLock, FlushIn, LkIn};
 use virtiofs_fuse::{Error, Result, Wait};
 
 use crate::HostDir;
+use crate::bounds::Counted;
 use crate::handles::FileHandle;
 use crate::inodes::Inode;
 use crate::locks::{Asked, FileKey};
@@ -50,15 +50,18 @@ impl HostDir {
 
     /// A descriptor of its own for one owner's locks: one descriptor's locks never exclude each other. Exclusive byte ranges need one
     /// that may write; where none is to be had, a shared lock still is.
-    fn open_for_locks(&self, inode: &Inode) -> Result<OwnedFd> {
+    fn open_for_locks(&self, inode: &Inode) -> Result<Counted> {
         inode.must_be_regular()?;
+        self.bounds.room()?;
         let reading = || self.proc.reopen(inode.fd()?, OFlags::RDONLY | OFlags::NONBLOCK);
-        if inode.effects.read_only {
-            return reading();
-        }
-        match self.proc.reopen(inode.fd()?, OFlags::RDWR | OFlags::NONBLOCK) {
+        let fd = match inode.effects.read_only {
+            true => reading(),
+            false => self.proc.reopen(inode.fd()?, OFlags::RDWR | OFlags::NONBLOCK),
+        };
+        let fd = match fd {
             Err(Error::Errno(libc::EACCES | libc::EPERM | libc::EROFS | libc::ETXTBSY)) => reading(),
             other => other,
-        }
+        };
+        Ok(Counted::new(fd?, &self.bounds))
     }
 }

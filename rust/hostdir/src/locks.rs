@@ -14,7 +14,6 @@ mod ranges;
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
-use std::os::fd::OwnedFd;
 use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::Duration;
@@ -25,12 +24,17 @@ use virtiofs_fuse::{Error, Result, Settle, Wait};
 
 use ranges::{Mode, Range, Ranges};
 
+use crate::bounds::Counted;
+
 /// Waiters of one guest. Each keeps slots of a ring; QEMU's default ring has 128.
 const WAITERS_MAX: usize = 64;
 /// Locks of one guest: each owner keeps a descriptor for each file.
 const OWNERS_MAX: usize = 4096;
 /// Ranges of one owner in one file.
 const RANGES_MAX: usize = 4096;
+/// Ranges of one guest, once an owner has more than a few.
+const RANGES_IN_ALL: usize = 65_536;
+const FEW: usize = 16;
 /// How soon, and how late, a lock is tried again that a process of the host holds.
 const RETRY: std::ops::Range<Duration> = Duration::from_millis(1)..Duration::from_millis(50);
 
@@ -69,6 +73,7 @@ struct State {
     /// Waits that ended before anybody said what to do then.
     ended: HashMap<Wait, Result<()>>,
     last_number: u64,
+    refused: u64,
     keeper: bool,
 }
 
@@ -79,7 +84,7 @@ struct LockedFile {
 }
 
 struct Held {
-    fd: OwnedFd,
+    fd: Counted,
     ranges: Ranges,
     pid: u32,
     /// By which open file of the guest it got the last of them.
@@ -90,7 +95,7 @@ struct Waiter {
     wait: Wait,
     ask: Ask,
     /// The lock lands on it, unless the owner has a descriptor by then.
-    fd: OwnedFd,
+    fd: Counted,
     then: Option<Settle>,
 }
 
@@ -129,7 +134,7 @@ impl Ask {
     }
 
     /// Asks the host's kernel. False if somebody else is in the way.
-    fn on(&self, fd: &OwnedFd) -> Result<bool> {
+    fn on(&self, fd: &Counted) -> Result<bool> {
         let asked = match self.owner.flock {
             true => file::set_whole(fd, self.mode),
             false => file::set_range(fd, self.range, self.mode),
@@ -158,7 +163,7 @@ impl Locks {
         key: FileKey,
         args: &LkIn,
         wait: bool,
-        open: impl Fn() -> Result<OwnedFd>,
+        open: impl Fn() -> Result<Counted>,
     ) -> Result<Asked> {
         let ask = Ask::new(session, args)?;
         let mut state = self.state.lock();
@@ -193,7 +198,7 @@ impl Locks {
         session: u64,
         key: FileKey,
         args: &LkIn,
-        open: impl Fn() -> Result<OwnedFd>,
+        open: impl Fn() -> Result<Counted>,
     ) -> Result<FileLock> {
         let ask = Ask::new(session, args)?;
         let free = FileLock { kind: libc::F_UNLCK as u32, ..args.lk };
@@ -215,7 +220,7 @@ impl Locks {
         let mine = file.and_then(|file| file.held.get(&ask.owner));
         let blocking = match mine {
             Some(held) => file::blocking_range(&held.fd, ask.range, mode),
-            None => file::blocking_range(&open()?, ask.range, mode),
+            None => file::blocking_range(&*open()?, ask.range, mode),
         };
         Ok(blocking?.map_or(free, |(range, mode)| wire(range, mode, 0)))
     }
@@ -370,7 +375,7 @@ fn wire(range: Range, mode: Mode, pid: u32) -> FileLock {
 }
 
 impl LockedFile {
-    fn hold(&mut self, ask: &Ask, fd: OwnedFd) {
+    fn hold(&mut self, ask: &Ask, fd: Counted) {
         let new = || Held { fd, ranges: Ranges::default(), pid: ask.pid, handle: ask.handle };
         let held = self.held.entry(ask.owner).or_insert_with(new);
         held.ranges.set(ask.range, ask.mode);
@@ -394,12 +399,29 @@ impl State {
         self.files.values().map(|file| file.waiters.len()).sum()
     }
 
+    /// Ranges that a guest has locked.
+    fn ranges(&self, session: u64) -> usize {
+        let held = self.files.values().flat_map(|file| &file.held);
+        held.filter(|(owner, _)| owner.session == session).map(|(_, held)| held.ranges.len()).sum()
+    }
+
+    /// Refuses a lock, an owner or a waiter too many; of a thousand refusals the first is told.
+    fn too_many<T>(&mut self) -> Result<T> {
+        if self.refused.is_multiple_of(1000) {
+            tracing::warn!("a guest has as many locks, or waits for as many, as it may: it gets ENOLCK for more");
+        }
+        self.refused += 1;
+        refuse(libc::ENOLCK)
+    }
+
     /// Tries to get a lock, on the owner's descriptor if it has one.
-    fn grant(&mut self, key: FileKey, ask: &Ask, open: &dyn Fn() -> Result<OwnedFd>) -> Result<bool> {
+    fn grant(&mut self, key: FileKey, ask: &Ask, open: &dyn Fn() -> Result<Counted>) -> Result<bool> {
+        let theirs =
+            self.files.get(&key).and_then(|file| file.held.get(&ask.owner)).map_or(0, |held| held.ranges.len());
+        if theirs >= RANGES_MAX || theirs >= FEW && self.ranges(ask.owner.session) >= RANGES_IN_ALL {
+            return self.too_many();
+        }
         if let Some(held) = self.files.entry(key).or_default().held.get_mut(&ask.owner) {
-            if held.ranges.len() >= RANGES_MAX {
-                return refuse(libc::ENOLCK);
-            }
             let granted = ask.on(&held.fd)?;
             if granted {
                 held.ranges.set(ask.range, ask.mode);
@@ -412,7 +434,7 @@ impl State {
         }
         let owners = self.files.values().flat_map(|file| file.held.keys());
         if owners.filter(|owner| owner.session == ask.owner.session).count() >= OWNERS_MAX {
-            return refuse(libc::ENOLCK);
+            return self.too_many();
         }
         let fd = open()?;
         let granted = ask.on(&fd)?;
@@ -435,10 +457,10 @@ impl State {
         Ok(true)
     }
 
-    fn wait(&mut self, key: FileKey, ask: Ask, mode: Mode, open: &dyn Fn() -> Result<OwnedFd>) -> Result<Asked> {
+    fn wait(&mut self, key: FileKey, ask: Ask, mode: Mode, open: &dyn Fn() -> Result<Counted>) -> Result<Asked> {
         let waiters = self.files.values().flat_map(|file| &file.waiters);
         if waiters.filter(|waiter| waiter.ask.owner.session == ask.owner.session).count() >= WAITERS_MAX {
-            return refuse(libc::ENOLCK);
+            return self.too_many();
         }
         if !ask.owner.flock && self.would_deadlock(key, &ask, mode) {
             return refuse(libc::EDEADLK);

@@ -1,4 +1,5 @@
 use std::fs::{File, OpenOptions};
+use std::os::fd::OwnedFd;
 use std::sync::mpsc;
 
 use super::*;
@@ -25,7 +26,7 @@ impl Rig {
     }
 
     fn set(&self, session: u64, owner: u64, key: FileKey, kind: i32, range: (u64, u64), wait: bool) -> Result<Asked> {
-        self.locks.set(session, key, &args(owner, kind, range, 0), wait, || Ok(self.open(key)))
+        self.locks.set(session, key, &args(owner, kind, range, 0), wait, || Ok(counted(self.open(key))))
     }
 
     fn waits(
@@ -41,6 +42,10 @@ impl Rig {
         self.locks.settle(wait, Box::new(move |result| sender.send(result).unwrap()));
         receiver
     }
+}
+
+fn counted(fd: OwnedFd) -> Counted {
+    Counted::new(fd, &Arc::default())
 }
 
 /// Each owner asks by an open file of its own, unless a test says otherwise.
@@ -70,7 +75,7 @@ fn getlk_names_the_lock_and_the_pid_of_the_same_guest_only() {
     let rig = Rig::new();
     rig.set(1, 5, KEY, libc::F_WRLCK, (10, 19), false).unwrap();
     let get = |session, owner, range| {
-        rig.locks.get(session, KEY, &args(owner, libc::F_RDLCK, range, 0), || Ok(rig.open(KEY))).unwrap()
+        rig.locks.get(session, KEY, &args(owner, libc::F_RDLCK, range, 0), || Ok(counted(rig.open(KEY)))).unwrap()
     };
     assert_eq!(get(1, 6, (0, 99)), FileLock { start: 10, end: 19, kind: libc::F_WRLCK as u32, pid: 105 });
     assert_eq!(get(2, 6, (0, 99)).pid, 0);
@@ -137,7 +142,7 @@ fn flock_and_posix_locks_do_not_see_each_other() {
     let rig = Rig::new();
     let flock = |owner, kind| {
         let args = args(owner, kind, ALL, bits::LK_FLOCK);
-        rig.locks.set(1, KEY, &args, false, || Ok(rig.open(KEY)))
+        rig.locks.set(1, KEY, &args, false, || Ok(counted(rig.open(KEY))))
     };
     rig.set(1, 1, KEY, libc::F_WRLCK, ALL, false).unwrap();
     flock(2, libc::F_WRLCK).unwrap();
@@ -161,7 +166,7 @@ fn what_an_open_file_has_locked_goes_with_it_and_nothing_else() {
     assert_eq!(rig.locks.count(), (2, 1), "neither another file's nor another guest's");
     // A process that locked again by another file keeps what it has there.
     let again = LkIn { fh: 7, ..args(2, libc::F_WRLCK, (15, 15), 0) };
-    rig.locks.set(1, KEY, &again, false, || Ok(rig.open(KEY))).unwrap();
+    rig.locks.set(1, KEY, &again, false, || Ok(counted(rig.open(KEY)))).unwrap();
     rig.locks.forget_handle(1, KEY, 1002);
     assert_eq!(rig.locks.count(), (2, 1));
     rig.locks.forget_handle(1, KEY, 7);

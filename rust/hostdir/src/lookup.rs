@@ -85,7 +85,7 @@ impl HostDir {
         let submount = other_file_system && status.is_directory() && self.submounts();
         let foreign = !submount && (dir.foreign || key.device != dir.key.device);
         let effects = self.effects_for(dir, name, status)?;
-        Ok(self.inodes.enter(key, NewInode::new(hold, status, effects, submount, foreign)))
+        self.inodes.enter(key, NewInode::new(hold, status, effects, submount, foreign))
     }
 
     /// The name is about to lead elsewhere, by this guest's own doing: a node that has nothing else of its inode gets hold of it.

@@ -8,6 +8,7 @@ use virtiofs_fuse::wire::{OpenOut, ReleaseIn, fopen};
 use virtiofs_fuse::{Error, Result};
 
 use crate::HostDir;
+use crate::bounds::Counted;
 use crate::error::{Lift, errno};
 use crate::handles::{DirHandle, FileHandle};
 use crate::inodes::Inode;
@@ -21,6 +22,7 @@ impl HostDir {
         let inode = self.inodes.get(node)?;
         inode.must_be_regular()?;
         let host_flags = self.host_flags(&inode, flags)?;
+        self.bounds.room()?;
         let _guard = if kill_suidgid && host_flags & libc::O_TRUNC != 0 { self.losing_suid(&inode)? } else { None };
         let _change = (host_flags & libc::O_TRUNC != 0).then(|| self.changing(&inode));
         let spare = if host_flags == libc::O_RDONLY { inode.take_spare() } else { None };
@@ -91,7 +93,7 @@ impl HostDir {
         if self.may_be_mapped(&inode) {
             open_flags |= fopen::KEEP_CACHE;
         }
-        let handle = FileHandle::new(inode, fd, host_flags);
+        let handle = FileHandle::new(inode, Counted::new(fd, &self.bounds), host_flags);
         if handle.writes || self.host_locks() {
             open_flags &= !fopen::NOFLUSH;
         }
@@ -124,7 +126,8 @@ impl HostDir {
     pub(crate) fn op_opendir(&self, node: u64) -> Result<OpenOut> {
         let inode = self.inodes.get(node)?;
         inode.must_be_directory()?;
-        let fd = open_directory(&inode)?;
+        self.bounds.room()?;
+        let fd = Counted::new(open_directory(&inode)?, &self.bounds);
         let open_flags = inode.effects.dir_open_flags;
         let fh = self.directories.insert(DirHandle::new(inode, fd));
         Ok(OpenOut { fh, open_flags, backing_id: 0 })

@@ -19,6 +19,7 @@ use parking_lot::{MappedRwLockReadGuard, Mutex, RwLock, RwLockReadGuard};
 use rustix::fs::{Mode, OFlags};
 use virtiofs_fuse::Result;
 
+use crate::bounds::Bounds;
 use crate::error::Lift;
 use crate::inodes::{Inode, Key};
 use crate::seen::Seen;
@@ -58,6 +59,9 @@ pub(crate) struct Pins {
     /// Descriptors that nodes may have; 0 for as many as they like.
     limit: usize,
     held: AtomicUsize,
+    /// Those of them that are spares.
+    spares: AtomicUsize,
+    pub(crate) bounds: Arc<Bounds>,
     /// Ids of nodes in the order in which they got their descriptors; some are gone, or have theirs no more.
     clock: Mutex<VecDeque<u64>>,
     /// What has no name any more is not exchanged for a handle, which would let go of it.
@@ -74,18 +78,20 @@ impl Pin {
     /// Takes the spare, if there is one.
     pub(crate) fn take_spare(&self, pins: &Pins) -> Option<OwnedFd> {
         let spare = self.spare.lock().take()?;
-        pins.held.fetch_sub(1, Ordering::Relaxed);
+        pins.spares.fetch_sub(1, Ordering::Relaxed);
+        pins.less();
         Some(spare)
     }
 
     /// Keeps `fd` as the spare, or answers it if there is one already.
     pub(crate) fn keep_spare(&self, fd: OwnedFd, pins: &Pins) -> Option<OwnedFd> {
         let mut spare = self.spare.lock();
-        if spare.is_some() {
+        if spare.is_some() || pins.spares.load(Ordering::Relaxed) >= pins.bounds.idle() {
             return Some(fd);
         }
         *spare = Some(fd);
-        pins.held.fetch_add(1, Ordering::Relaxed);
+        pins.spares.fetch_add(1, Ordering::Relaxed);
+        pins.more();
         None
     }
 
@@ -154,13 +160,16 @@ impl Pin {
     /// Opens the node's inode, whose key this is; true if that took a descriptor. ESTALE if the inode is no more.
     pub(crate) fn open(&self, pins: &Pins, key: Key) -> Result<bool> {
         let mut hold = self.hold.write();
+        if !matches!(*hold, Hold::Fd(_)) {
+            pins.bounds.room()?;
+        }
         let fd = match &*hold {
             Hold::Fd(_) => return Ok(false),
             Hold::Handle(handle) => sys::open_by_handle_at(handle.0.as_fd(), &handle.1, libc::O_PATH).lift()?,
             Hold::Seen(seen) => seen.open(key)?,
         };
         *hold = Hold::Fd(fd);
-        pins.held.fetch_add(1, Ordering::Relaxed);
+        pins.more();
         Ok(true)
     }
 
@@ -194,7 +203,7 @@ impl Pin {
             return Matched::No(Hold::Fd(fd));
         }
         *hold = Hold::Fd(fd);
-        pins.held.fetch_add(1, Ordering::Relaxed);
+        pins.more();
         Matched::YesWithIt
     }
 
@@ -223,14 +232,26 @@ pub(crate) enum Matched {
 }
 
 impl Pins {
-    pub(crate) fn new(limit: usize) -> Pins {
+    pub(crate) fn new(limit: usize, bounds: Arc<Bounds>) -> Pins {
         Pins {
             limit,
             held: AtomicUsize::new(0),
+            spares: AtomicUsize::new(0),
+            bounds,
             clock: Mutex::default(),
             keep_removed: AtomicBool::new(false),
             mounts: Mutex::default(),
         }
+    }
+
+    fn more(&self) {
+        self.held.fetch_add(1, Ordering::Relaxed);
+        self.bounds.more();
+    }
+
+    fn less(&self) {
+        self.held.fetch_sub(1, Ordering::Relaxed);
+        self.bounds.less();
     }
 
     /// Descriptors that nodes have, spares included.
@@ -241,14 +262,14 @@ impl Pins {
     /// A node was made.
     pub(crate) fn made(&self, pin: &Pin) {
         if pin.holds_fd() {
-            self.held.fetch_add(1, Ordering::Relaxed);
+            self.more();
         }
     }
 
     /// A node is gone.
     pub(crate) fn gone(&self, pin: &Pin) {
         if pin.holds_fd() {
-            self.held.fetch_sub(1, Ordering::Relaxed);
+            self.less();
         }
         drop(pin.take_spare(self));
     }
@@ -284,7 +305,7 @@ impl Pins {
             drop(pin.take_spare(self));
             let Some(mount) = self.mount(mount, pin) else { continue };
             if pin.give_up(&mount, self.keep_removed.load(Ordering::Relaxed)) {
-                self.held.fetch_sub(1, Ordering::Relaxed);
+                self.less();
             } else if pin.holds_fd() {
                 self.clock.lock().push_back(id);
             }

@@ -17,6 +17,7 @@ use virtiofs_fuse::wire::{FileLock, LkIn, ROOT_ID};
 use virtiofs_fuse::{BACKING, Lost, Reader, Result, Saved, Thing, Unusable};
 
 use crate::HostDir;
+use crate::bounds::Counted;
 use crate::error::{Lift, STALE};
 use crate::handles::{DirHandle, FileHandle};
 use crate::inodes::{Inode, NewInode};
@@ -207,11 +208,9 @@ impl HostDir {
         self.directories.go_on_from(from.number()?);
         for _ in 0..from.number()? {
             let (number, node) = (from.number()?, from.number()?);
-            match self
-                .inodes
-                .get(node)
-                .and_then(|inode| Ok(DirHandle::new(Arc::clone(&inode), open_directory(&inode)?)))
-            {
+            match self.inodes.get(node).and_then(|inode| {
+                Ok(DirHandle::new(Arc::clone(&inode), Counted::new(open_directory(&inode)?, &self.bounds)))
+            }) {
                 Ok(directory) => self.directories.insert_again(number, directory),
                 Err(error) => lost.extend(lose(Thing::Directory, node, error)),
             }
@@ -282,7 +281,7 @@ impl HostDir {
             inode.must_be_writable()?;
         }
         let (fd, flags) = self.open_inode(&inode, flags, flags as u32)?;
-        Ok(FileHandle::new(inode, fd, flags))
+        Ok(FileHandle::new(inode, Counted::new(fd, &self.bounds), flags))
     }
 }
 

@@ -15,6 +15,7 @@ use virtiofs_fuse::Result;
 use virtiofs_fuse::wire::init;
 
 use crate::HostDir;
+use crate::bounds::Counted;
 use crate::handles::{DirHandle, FileHandle};
 use crate::inodes::Inode;
 use crate::open::open_directory;
@@ -101,7 +102,7 @@ impl<H: Stand> Standing<H> {
 
     pub(crate) fn clear(&self) {
         self.clock.lock().clear();
-        self.table.clear();
+        _ = self.table.clear();
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -175,7 +176,8 @@ impl HostDir {
         }
         let inode = self.inodes.get(node)?;
         inode.must_be_directory()?;
-        let fd = open_directory(&inode)?;
+        self.bounds.room()?;
+        let fd = Counted::new(open_directory(&inode)?, &self.bounds);
         let directory = Arc::new(DirHandle::new(inode, fd));
         self.standing_directories.put(node, Arc::clone(&directory));
         Ok(directory)
@@ -194,6 +196,7 @@ impl HostDir {
         if writes {
             inode.must_be_writable()?;
         }
+        self.bounds.room()?;
         let (fd, flags) = self.open_inode(&inode, flags, least as u32)?;
         Ok(self.stand(inode, fd, flags))
     }
@@ -201,7 +204,7 @@ impl HostDir {
     /// Lets a file that was just opened stand for its node.
     pub(crate) fn stand(&self, inode: Arc<Inode>, fd: OwnedFd, flags: i32) -> Arc<FileHandle> {
         let node = inode.id;
-        let file = Arc::new(FileHandle::new(inode, fd, flags));
+        let file = Arc::new(FileHandle::new(inode, Counted::new(fd, &self.bounds), flags));
         // One that is open for appending alone writes wherever its end is: good for nobody else.
         if flags & libc::O_APPEND == 0 {
             self.standing_files.put(node, Arc::clone(&file));

@@ -4,6 +4,7 @@
 
 //! One request of a virtqueue.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock};
 
 use vm_memory::VolatileSlice;
@@ -48,10 +49,20 @@ struct Bounce {
     address: u64,
     /// Where in the room for the reply it lies; `None` for a part of the request.
     at: Option<usize>,
+    /// What it counts for.
+    in_all: Arc<AtomicUsize>,
+}
+
+impl Drop for Bounce {
+    fn drop(&mut self) {
+        self.in_all.fetch_sub(self.buffer.len(), Ordering::Relaxed);
+    }
 }
 
 /// Bytes of remote memory in one chain: more than any request has.
 const BOUNCES_MAX: usize = 16 << 20;
+/// The same in all chains of a device that are in flight: as many as 64 honest ones of 4 MiB have.
+const IN_ALL_MAX: usize = 256 << 20;
 
 // SAFETY: the pointers lead into mappings that `memory` keeps alive, which do not belong to any thread; the chain itself is
 // used by one thread at a time (no method that touches memory takes `&self` beside `&mut self` ones).
@@ -162,15 +173,18 @@ impl Chain {
         if len > BOUNCES_MAX - self.bounced {
             return None;
         }
+        let more = |bytes: usize| bytes.checked_add(len).filter(|bytes| *bytes <= IN_ALL_MAX);
+        self.memory.bounced.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
         self.bounced += len;
-        let mut buffer = vec![0; len];
-        if at.is_none() && !remote.load(offset, &mut buffer) {
+        let mut bounce = Bounce { buffer: vec![0; len], address, at, in_all: Arc::clone(&self.memory.bounced) };
+        if at.is_none() && !remote.load(offset, &mut bounce.buffer) {
             return None;
         }
+        let buffer = &mut bounce.buffer;
         let iovec = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: len };
         let side = if at.is_some() { &mut self.writable } else { &mut self.readable };
         side.push(iovec);
-        self.bounces.push(Bounce { buffer, address, at });
+        self.bounces.push(bounce);
         Some(len)
     }
 
@@ -491,5 +505,34 @@ mod tests {
             chain.push(0x1000, 8, false);
             assert_eq!(chain.unread(), 8, "the other side is as it was: {address:#x} {len:#x}");
         }
+    }
+
+    #[test]
+    fn what_stands_for_remote_memory_is_bounded_in_all_chains_together() {
+        #[derive(Debug)]
+        struct Vast;
+        impl Remote for Vast {
+            fn load(&self, _: u64, _: &mut [u8]) -> bool {
+                true
+            }
+
+            fn store(&self, _: u64, _: &[u8]) -> bool {
+                true
+            }
+        }
+        let memory = Arc::new(Memory::default().with_remote(0, 1 << 40, Arc::new(Vast)));
+        let whole = |chain: &mut Chain| {
+            chain.restart(0, &memory);
+            chain.push(0, BOUNCES_MAX as u32, true);
+            !chain.faulted()
+        };
+        let mut chains: Vec<Chain> = (0..40).map(|_| Chain::default()).collect();
+        let count = chains.iter_mut().filter_map(|chain| whole(chain).then_some(())).count();
+        assert_eq!(count, IN_ALL_MAX / BOUNCES_MAX);
+        chains[0].clear();
+        assert!(whole(&mut chains[39]));
+        assert!(!whole(&mut chains[0]), "it has gone to another");
+        drop(chains);
+        assert!(whole(&mut Chain::default()));
     }
 }

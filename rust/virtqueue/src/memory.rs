@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
@@ -95,6 +95,8 @@ pub struct Memory {
     /// Where a VMM wants to find what is written, if it does.
     pub(crate) log: Option<Arc<DirtyLog>>,
     elsewhere: Vec<Elsewhere>,
+    /// Bytes of ours that stand for remote memory at present, in all chains of the device.
+    pub(crate) bounced: Arc<AtomicUsize>,
 }
 
 impl Memory {
@@ -155,8 +157,13 @@ impl Memory {
     /// Memory of these regions instead, or `None` if it is the same. Regions that are there already stay mapped as they are: a
     /// front end may send its whole table for every small change.
     pub fn replaced_by(&self, regions: Vec<Region>) -> Result<Option<Memory>, MemoryError> {
-        let mut memory =
-            Memory { elsewhere: self.elsewhere.clone(), track: self.track, log: self.log.clone(), ..Memory::default() };
+        let mut memory = Memory {
+            elsewhere: self.elsewhere.clone(),
+            track: self.track,
+            log: self.log.clone(),
+            bounced: Arc::clone(&self.bounced),
+            ..Memory::default()
+        };
         for region in regions {
             memory = match self.mapped(&region) {
                 Some((mapped, span)) => {
