@@ -533,6 +533,8 @@ class HostDir:
         allow_direct_io: bool,
         announce_submounts: bool,
         node_descriptors: int,
+        descriptors: int,
+        nodes: int,
         dax: int | None,
         versions: VersionTable | None = None,
         pace: tuple[float, float] | None = None,

@@ -13,7 +13,7 @@ from .errors import ConfigError, hinted, one_line
 from .filesystem import FileSystem
 from .host import inode_watches
 from .ids import id_map
-from .passthrough import Passthrough
+from .passthrough import MOST_NODES, Passthrough
 from .policy import Policy
 from .sandbox import Mode, Sandbox, Seccomp, is_privileged
 from .server import Server, default_request_queues
@@ -62,6 +62,9 @@ class Share:
         flock: The same for flock.
         node_descriptors: Descriptors for the files that one guest remembers, at most. None takes half the limit of open files,
             0 is no limit.
+        descriptors: Descriptors that one guest holds in all, at most: for files that it remembers, has open, or has locked.
+            None takes seven eighths of the limit of open files, divided among the shares; 0 is no limit.
+        nodes: Files that one guest remembers, at most; 0 is no limit.
         allow_direct_io: Open host files with O_DIRECT where the guest's program does.
         announce_submounts: Tell the guest where another file system of the host begins.
         readdirplus: Offer listings that bring the attributes along.
@@ -103,6 +106,8 @@ class Share:
     posix_lock: bool = True
     flock: bool = True
     node_descriptors: int | None = None
+    descriptors: int | None = None
+    nodes: int = MOST_NODES
     allow_direct_io: bool = False
     announce_submounts: bool = True
     readdirplus: bool = True
@@ -316,6 +321,9 @@ class Config:
                 if share.origin is None:
                     raise
                 raise ConfigError(f"{share.origin}: {one_line(error)}") from error
+        for server in servers:
+            if isinstance(server.fs, Passthrough):
+                server.fs.neighbours = len(servers)
         return servers
 
 

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, Union, get_args, get_origin, get_type_hi
 
 from . import cache, xattrmap
 from .config import Config, Share, find, level
-from .errors import ConfigError, hinted
+from .errors import ConfigError, hinted, one_line
 from .ids import translation
 from .policy import Policy, Rule
 
@@ -61,6 +61,9 @@ def read(path: str) -> Config:
         given = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}:{_line_of(error, text)}: {str(error).partition(' (at ')[0]}") from None
+    except (ValueError, RecursionError) as error:
+        # Numbers of thousands of digits, arrays in arrays in arrays: the parser has no word for them.
+        raise ConfigError(f"{path}: {one_line(error)}") from None
     return _Reader(path, _lines(text)).config(given)
 
 

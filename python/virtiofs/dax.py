@@ -33,7 +33,7 @@ def size(value: int | str) -> int:
     if isinstance(value, str):
         digits = value.rstrip("KMGTkmgtiBb")
         unit = value[len(digits) :].upper().removesuffix("B").removesuffix("I")
-        if not (digits.isascii() and digits.isdecimal()) or unit not in _UNITS:
+        if not (digits.isascii() and digits.isdecimal()) or len(digits) > 30 or unit not in _UNITS:
             raise hinted(ConfigError(f"{value!r} is no size"), "say 512M or 1G, for example")
         value = int(digits) * _UNITS[unit]
     return value

@@ -94,8 +94,13 @@ def translation(rules: str | Iterable[str]) -> Translation:
     return Translation(tuple(to_host), tuple(to_guest))
 
 
+def _is_number(text: str) -> bool:
+    # No id has more digits, and Python reads no number of thousands of them.
+    return text.isascii() and text.isdigit() and len(text) <= 20
+
+
 def _numbers(rule: str, texts: list[str], count: int) -> list[int]:
-    if len(texts) != count or not all(text.isascii() and text.isdigit() for text in texts):
+    if len(texts) != count or not all(map(_is_number, texts)):
         wanted = "guest:count" if count == 2 else "from:to:count"
         raise hinted(ConfigError(f"{rule!r}: numbers are missing or too many"), f"write kind:{wanted}")
     return [int(text) for text in texts]
@@ -119,7 +124,7 @@ def id_map(text: str) -> IdMap:
         ConfigError: It says nothing.
     """
     parts = text[1:].removesuffix(text[:1]).split(text[:1]) if text[:1] and not text[:1].isalnum() else []
-    if len(parts) != 3 or not all(part.isascii() and part.isdigit() for part in parts):
+    if len(parts) != 3 or not all(map(_is_number, parts)):
         raise hinted(
             ConfigError(f"{text!r} is no range of ids"), "write :inside:outside:count:, as in :0:100000:65536:"
         )

@@ -18,6 +18,9 @@ from .opens import directories_hindrance, hindrance, tells_something
 from .policy import Policy
 from .xattrmap import XattrMap, parse
 
+MOST_NODES: Final = 1 << 22
+"""Files that a guest remembers at most: as many as a guest of 4 GiB has memory for, and about 1 GiB of ours."""
+
 _ALWAYS: Final = (
     "ABORT_ERROR",
     "ASYNC_DIO",
@@ -76,6 +79,10 @@ class Passthrough(NativeOperations):
         node_descriptors: Descriptors for the files that one guest remembers at most; beyond that, those used longest ago are
             held by file handle, where the host allows it (CAP_DAC_READ_SEARCH). None takes half the limit of open files,
             0 is no limit.
+        descriptors: Descriptors that one guest holds in all, at most: for files that it remembers, has open, or has locked.
+            Past it the guest gets ENFILE. None takes seven eighths of the limit of open files, 0 is no limit.
+        nodes: Files that one guest remembers, at most, each of which takes some hundred bytes. Past it the guest gets
+            ENFILE. 0 is no limit.
         killpriv_v2: Clear setuid and setgid at writes and truncations, so that the guest need not ask before each write.
         policy: What holds for single files instead: rules by name, path, kind, size, owner, or a function of yours.
         version_table: Where the share tells of every change, for those who remember what they were told: see
@@ -121,6 +128,8 @@ class Passthrough(NativeOperations):
         posix_lock: bool = True,
         flock: bool = True,
         node_descriptors: int | None = None,
+        descriptors: int | None = None,
+        nodes: int = MOST_NODES,
         policy: Policy | None = None,
         version_table: _core.VersionTable | None = None,
         ownership: Literal["auto", "caller", "xattr"] = "auto",
@@ -154,11 +163,13 @@ class Passthrough(NativeOperations):
         self.killpriv_v2: Final = killpriv_v2
         self.posix_lock: Final = posix_lock
         self.flock: Final = flock
-        if node_descriptors is not None and node_descriptors < 0:
-            raise hinted(
-                ConfigError(f"node_descriptors: {node_descriptors} is no number of descriptors"), "take 0 or more"
-            )
+        for what, number in (("node_descriptors", node_descriptors), ("descriptors", descriptors), ("nodes", nodes)):
+            if number is not None and number < 0:
+                raise hinted(ConfigError(f"{what}: {number} is no number of {what.split('_')[-1]}"), "take 0 or more")
         self.node_descriptors: Final = node_descriptors
+        self.descriptors: Final = descriptors
+        self.nodes: Final = nodes
+        self.neighbours = 1
         self.policy: Final = policy
         self.version_table = version_table
         self.ownership: Final = ownership
@@ -230,9 +241,13 @@ class Passthrough(NativeOperations):
 
     def native_engine(self, *, attr_timeout: float | None = None) -> _core.HostDir:
         """Returns the native file system with these settings."""
-        descriptors = self.node_descriptors
-        if descriptors is None:
-            descriptors = max(64, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        of_nodes, in_all = self.node_descriptors, self.descriptors
+        if of_nodes is None:
+            of_nodes = max(64, limit // 2 // self.neighbours)
+        if in_all is None:
+            # What is left is for sockets, guests' memory and queues, and what the program itself opens.
+            in_all = max(64, (limit - max(64, limit // 8)) // self.neighbours)
         return _core.HostDir(
             self.directory,
             attr_timeout=self.cache.attr_timeout if attr_timeout is None else attr_timeout,
@@ -247,7 +262,9 @@ class Passthrough(NativeOperations):
             posix_acl=self.posix_acl,
             allow_direct_io=self.allow_direct_io,
             announce_submounts=self.announce_submounts,
-            node_descriptors=descriptors,
+            node_descriptors=of_nodes,
+            descriptors=in_all,
+            nodes=self.nodes,
             dax=self.dax,
             versions=self.version_table,
             rules=None if self.policy is None else self.policy.native(attr_timeout=attr_timeout),

@@ -7,7 +7,7 @@ use std::fs;
 
 use common::*;
 use virtiofs_fuse::wire::*;
-use virtiofs_fuse::{Error, FileSystem, Result};
+use virtiofs_fuse::{Error, FileSystem, Result, Segments};
 use virtiofs_hostdir::Config;
 
 const DESCRIPTORS: usize = 40;
@@ -166,4 +166,38 @@ fn errors_are_not_kept() {
     assert_eq!(open, Err(Error::Errno(libc::ENFILE)), "the root and the node are two already");
     share.fs.destroy();
     assert_eq!(share.fs.descriptors(), 1);
+}
+
+#[test]
+fn what_is_used_without_an_open_counts_as_well() {
+    let share = Share::with(
+        Config { descriptors: DESCRIPTORS, ..config() },
+        init::NO_OPEN_SUPPORT | init::NO_OPENDIR_SUPPORT | init::DONT_MASK,
+    );
+    for number in 0..FILES {
+        fs::write(share.path(format!("f{number}")), b"content").unwrap();
+    }
+    let read = |node: u64| {
+        let mut buffer = vec![0; 7];
+        let (vecs, len) = iovecs(&mut [&mut buffer]);
+        let args = ReadIn { size: len as u32, ..ReadIn::default() };
+        share.fs.read(&ROOT, node, &args, Segments::new(&vecs, len))
+    };
+    // A guest that forgets what it has read reads on for ever.
+    for number in 0..FILES {
+        let node = share.node(&format!("f{number}"));
+        assert_eq!(read(node).unwrap(), 7);
+        share.fs.forget(node, 1);
+    }
+    // One that removes what it has open, and forgets nothing, does not: nobody could open those again.
+    let nodes: Vec<u64> = (0..FILES).map(|number| share.node(&format!("f{number}"))).collect();
+    let had = until_refused(libc::ENFILE, |number| {
+        let read = read(nodes[number])?;
+        share.fs.unlink(&ROOT, ROOT_ID, &CString::new(format!("f{number}")).unwrap())?;
+        Ok(read)
+    });
+    assert!(share.fs.descriptors() <= DESCRIPTORS && had.len() >= DESCRIPTORS / 4, "{}", had.len());
+    assert!(really_open(&share) <= DESCRIPTORS + 2);
+    nodes[..=had.len()].iter().for_each(|node| _ = share.fs.forget(*node, 1));
+    assert_eq!(read(nodes[had.len() + 1]).unwrap(), 7);
 }

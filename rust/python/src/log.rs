@@ -2,6 +2,9 @@
 //!
 //! An event is handed to Python by a thread of its own: whoever logs never waits for the interpreter, and loses the event
 //! (counted) if Python does not keep up.
+//!
+//! Much of what is logged a guest can bring about as often as it likes. So there is a bound in time for each place in the code that logs
+//! (`limit.rs`): a guest fills no disk of the host with it.
 
 use std::fmt::{self, Write as _};
 use std::io::Write as _;
@@ -19,6 +22,8 @@ use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
 use tracing::span;
 use tracing::{Event, Level, Metadata};
+
+mod limit;
 
 /// Events that may wait for Python before more are dropped.
 const BACKLOG: usize = 1024;
@@ -74,8 +79,10 @@ impl tracing::Subscriber for Collector {
 
     fn event(&self, event: &Event<'_>) {
         let metadata = event.metadata();
-        let mut record =
-            Record { level: *metadata.level(), target: metadata.target(), message: String::new(), fields: Vec::new() };
+        if !limit::admits(event) {
+            return;
+        }
+        let mut record = Record::of(metadata);
         event.record(&mut record);
         emit(record);
     }
@@ -92,6 +99,10 @@ impl Visit for Record {
 }
 
 impl Record {
+    fn of(metadata: &Metadata<'static>) -> Record {
+        Record { level: *metadata.level(), target: metadata.target(), message: String::new(), fields: Vec::new() }
+    }
+
     fn add(&mut self, field: &Field, value: String) {
         if field.name() == "message" {
             self.message = value;
@@ -270,6 +281,7 @@ pub(crate) fn log_to_python(py: Python<'_>, level: &str) -> PyResult<()> {
 #[pyfunction]
 pub(crate) fn log_stop(py: Python<'_>) {
     LEVEL.store(0, Ordering::Relaxed);
+    limit::tell_all();
     let before = std::mem::replace(&mut *SINK.write(), Sink::Nowhere);
     let lane = LANE.lock().take();
     py.detach(|| {

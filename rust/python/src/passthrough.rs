@@ -72,8 +72,9 @@ impl From<IdRange> for hostdir::IdRange {
 impl HostDir {
     #[new]
     #[pyo3(signature = (directory, *, attr_timeout, entry_timeout, negative_timeout, open_flags, dir_open_flags, read_only,
-                        writeback, xattr, xattr_names, posix_acl, allow_direct_io, announce_submounts, node_descriptors, dax,
-                        versions=None, pace=None, rules=None, users=None, groups=None, kept=None))]
+                        writeback, xattr, xattr_names, posix_acl, allow_direct_io, announce_submounts, node_descriptors,
+                        descriptors, nodes, dax, versions=None, pace=None, rules=None, users=None, groups=None,
+                        kept=None))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         py: Python<'_>,
@@ -91,6 +92,8 @@ impl HostDir {
         allow_direct_io: bool,
         announce_submounts: bool,
         node_descriptors: usize,
+        descriptors: usize,
+        nodes: usize,
         dax: Option<u64>,
         versions: Option<PyRef<'_, VersionTable>>,
         pace: Option<(f64, f64)>,
@@ -129,6 +132,8 @@ impl HostDir {
                 allow_direct_io,
                 announce_submounts,
                 node_descriptors,
+                descriptors,
+                nodes,
                 kept: kept.map(CString::new).transpose()?,
                 watcher: versions.as_ref().and_then(|versions| versions.inodes()),
                 versions: versions.map(|versions| Arc::clone(&versions.table)),
