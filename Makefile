@@ -63,6 +63,10 @@ posix: ## Try hundreds of POSIX promises on any mount: make posix DIR=/mnt/share
 conformance: $(VENV)/tools guests ## Suites of others against a local disk, into docs/conformance.md (PJDFSTEST=DIR XFSTESTS=DIR; root)
 	$(BIN)/python -m tests.conformance $(if $(PJDFSTEST),--pjdfstest $(PJDFSTEST)) $(if $(XFSTESTS),--xfstests $(XFSTESTS)) $(CONFORMANCE)
 
+.PHONY: storm
+storm: ## A million hostile messages beside honest guests (VIRTIOFS_MESSAGES, VIRTIOFS_SEED)
+	VIRTIOFS_MESSAGES=$${VIRTIOFS_MESSAGES:-1000000} cargo test --release -p virtiofs-device --test storm -- --nocapture
+
 .PHONY: coherence
 coherence: ## Look for a stale answer among a million of guests that change files together
 	VIRTIOFS_OPERATIONS=$${VIRTIOFS_OPERATIONS:-1000000} cargo test --release -p virtiofs-device --test coherence -- --nocapture
