@@ -234,12 +234,12 @@ def test_explain(share: Path) -> None:
     ("operation", "lacking", "refused"),
     [
         ("lookup", {"readdirplus"}, {"DO_READDIRPLUS", "READDIRPLUS_AUTO"}),
-        ("readdir", {"readdirplus"}, {"DO_READDIRPLUS", "READDIRPLUS_AUTO"}),
+        ("readdir", {"readdirplus"}, {"DO_READDIRPLUS", "READDIRPLUS_AUTO", "NO_OPENDIR_SUPPORT"}),
         ("mknod", {"create", "tmpfile"}, {"ATOMIC_O_TRUNC"}),
-        ("getattr", {"statx"}, set()),
-        ("read", {"copy_file_range"}, {"MAP_ALIGNMENT"}),
-        ("write", {"copy_file_range"}, {"MAP_ALIGNMENT"}),
-        ("setattr", set(), {"ATOMIC_O_TRUNC"}),
+        ("getattr", {"statx"}, {"NO_OPEN_SUPPORT"}),
+        ("read", {"copy_file_range"}, {"MAP_ALIGNMENT", "NO_OPEN_SUPPORT"}),
+        ("write", {"copy_file_range"}, {"MAP_ALIGNMENT", "NO_OPEN_SUPPORT"}),
+        ("setattr", set(), {"ATOMIC_O_TRUNC", "NO_OPEN_SUPPORT"}),
         ("mkdir", set(), set()),
     ],
 )

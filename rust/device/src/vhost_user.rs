@@ -274,15 +274,18 @@ impl Shared {
         let patience = if waits { config.reconnect } else { Duration::ZERO };
         let server = Arc::clone(&self.server);
         let mut session = Session::new(config, server, pool, window, notices.cloned(), patience, away);
+        let mut connection = None;
         let served = failed.map_or(Ok(()), Err).and_then(|()| {
             let door = door.map(|door| door.as_fd().try_clone_to_owned()).transpose()?;
-            session.run(&mut Connection::new(stream, door)?, &self.stop)
+            session.run(connection.insert(Connection::new(stream, door)?), &self.stop)
         });
         let mut kept = None;
         if self.stopping.load(Ordering::Acquire) {
-            // The VMM is still there, and waits for answers.
+            // The VMM is still there, and waits for answers: it must not be hung up on before it has them.
             session.halt();
+            drop(connection);
         } else {
+            drop(connection);
             kept = session.leave();
         }
         drop(session);

@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use virtiofs_fuse::Result;
+use virtiofs_fuse::{Error, Result};
 
 use crate::error::STALE;
 use crate::inodes::{Inode, Key};
@@ -75,7 +75,7 @@ impl Seen {
 
     /// Opens the inode if it is still there.
     pub(crate) fn open(&self, key: Key) -> Result<OwnedFd> {
-        let fd = open_path(self.parent.fd()?.as_fd(), self.name.as_c_str()).map_err(|_| STALE)?;
+        let fd = open_path(self.parent.fd()?.as_fd(), self.name.as_c_str()).map_err(gone)?;
         self.prove(&Status::of(&fd)?, key)?;
         Ok(fd)
     }
@@ -86,13 +86,21 @@ impl Seen {
         if self.asked.swap(true, Ordering::Relaxed) {
             return Ok(false);
         }
-        status.read_name(self.parent.fd()?, self.name.as_c_str()).map_err(|_| STALE)?;
+        status.read_name(self.parent.fd()?, self.name.as_c_str()).map_err(gone)?;
         self.prove(status, key)?;
         Ok(true)
     }
 
     fn prove(&self, status: &Status, key: Key) -> Result<()> {
         if (status.key(), status.born()) == (key, Some(self.born)) { Ok(()) } else { Err(STALE) }
+    }
+}
+
+/// What it means that a name cannot be opened: mostly that something else has it, or nothing. What this process lacks says nothing of the name.
+fn gone(error: Error) -> Error {
+    match error {
+        Error::Errno(libc::ENFILE | libc::ENOMEM | libc::EIO) => error,
+        _ => STALE,
     }
 }
 
