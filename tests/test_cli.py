@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.daemon import COMMAND, Start, virtiofs
-from virtiofs import ALWAYS, METADATA, NONE, ConfigError, Share, cli, compat
+from virtiofs import ALWAYS, METADATA, NONE, ConfigError, Share, cli, compat, options
 from virtiofs.testing import Guest
 from virtiofs.xattrmap import parse
 
@@ -21,7 +21,7 @@ def config(*arguments: str) -> Share:
     """What `virtiofs serve` makes of its arguments."""
     parsed = cli._parser().parse_args(["serve", *compat.expand(list(arguments))])
     compat.check(parsed)
-    (share,) = cli._config(parsed).shares
+    (share,) = options.config(parsed).shares
     return share
 
 

@@ -12,7 +12,7 @@ from typing import get_type_hints
 import pytest
 
 from tests.daemon import Start, virtiofs
-from virtiofs import ALWAYS, AUTO, NONE, Config, ConfigError, Passthrough, Share, cli
+from virtiofs import ALWAYS, AUTO, NONE, Config, ConfigError, Passthrough, Share, cli, options
 from virtiofs.configfile import HOOKS, OF_CACHE, keys
 from virtiofs.testing import Guest
 from virtiofs.xattrmap import parse
@@ -401,7 +401,7 @@ def test_hooks(share: Path, tmp_path: Path, start: Start) -> None:
 
 def overridden(path: Path, *arguments: str) -> Config:
     given = ["serve", "--config", str(path), *arguments]
-    return cli._config(cli._parser().parse_args(given, argparse.Namespace(argv=given)))
+    return options.config(cli._parser().parse_args(given, argparse.Namespace(argv=given)))
 
 
 def test_options_take_precedence(tmp_path: Path) -> None:
