@@ -67,6 +67,10 @@ conformance: $(VENV)/tools guests ## Suites of others against a local disk, into
 storm: ## A million hostile messages beside honest guests (VIRTIOFS_MESSAGES, VIRTIOFS_SEED)
 	VIRTIOFS_MESSAGES=$${VIRTIOFS_MESSAGES:-1000000} cargo test --release -p virtiofs-device --test storm -- --nocapture
 
+.PHONY: fuzz
+fuzz: ## Fuzz what guests and VMMs send, SECONDS=300 for each target, with AddressSanitizer (TARGETS="chains requests ...")
+	tools/fuzz $(or $(SECONDS),300) $(TARGETS)
+
 .PHONY: coherence
 coherence: ## Look for a stale answer among a million of guests that change files together
 	VIRTIOFS_OPERATIONS=$${VIRTIOFS_OPERATIONS:-1000000} cargo test --release -p virtiofs-device --test coherence -- --nocapture
