@@ -71,6 +71,10 @@ storm: ## A million hostile messages beside honest guests (VIRTIOFS_MESSAGES, VI
 fuzz: ## Fuzz what guests and VMMs send, SECONDS=300 for each target, with AddressSanitizer (TARGETS="chains requests ...")
 	tools/fuzz $(or $(SECONDS),300) $(TARGETS)
 
+.PHONY: soak
+soak: $(VENV)/tools ## Three guests for MINUTES=30, one killed every 20 s: what the daemon holds stays flat
+	$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),30)
+
 .PHONY: coherence
 coherence: ## Look for a stale answer among a million of guests that change files together
 	VIRTIOFS_OPERATIONS=$${VIRTIOFS_OPERATIONS:-1000000} cargo test --release -p virtiofs-device --test coherence -- --nocapture
