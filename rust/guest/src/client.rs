@@ -1,4 +1,6 @@
 //! A FUSE session over the rings: negotiation, numbers, one call per request.
+//!
+//! Over 400 lines: whose request which reply is, and what becomes of both when the device goes, are decided together.
 
 use std::path::Path;
 use std::sync::Arc;

@@ -1,4 +1,6 @@
 //! The native operations of a host directory, for a Python class that overrides some of them: what `super()` calls.
+//!
+//! Over 400 lines, since it is a few lines for each of 40 operations.
 
 use std::ffi::{CString, OsStr, OsString};
 use std::hash::{Hash, Hasher};
