@@ -230,7 +230,8 @@ fn whatever_ends_a_session_ends_its_mappings() {
         guest.client().vanish();
     }
     let open = fs::read_dir("/proc/self/fd").unwrap();
-    let held = open.filter_map(|fd| fs::read_link(fd.ok()?.path()).ok()).filter(|to| to.ends_with("file")).count();
+    let file = share.dir.path().join("file").canonicalize().unwrap();
+    let held = open.filter_map(|fd| fs::read_link(fd.ok()?.path()).ok()).filter(|to| *to == file).count();
     assert!(held <= 4, "{held} descriptors of a file that nobody has mapped any more");
     let guest = share.guest(dax());
     map(&guest, "file", 3, WRITE).unwrap();

@@ -77,15 +77,15 @@ pub(super) fn ready(
     loop {
         let left = until.map(|until| until.saturating_duration_since(Instant::now()));
         let left = left.map(|left| Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) });
-        let [fd, stop] = [PollFd::from_borrowed_fd(fd, PollFlags::IN), PollFd::new(stop, PollFlags::IN)];
-        // Without a door, a second look at the same descriptor.
-        let door = door.map_or(fd.clone(), |door| PollFd::from_borrowed_fd(door, PollFlags::IN));
-        let mut fds = [fd, stop, door];
+        // Without a door, nothing in its place: what arrives between two looks at one descriptor would pass for a knock.
+        let mut fds = Vec::from([PollFd::from_borrowed_fd(fd, PollFlags::IN), PollFd::new(stop, PollFlags::IN)]);
+        fds.extend(door.map(|door| PollFd::from_borrowed_fd(door, PollFlags::IN)));
+        let any = |at: usize, fds: &[PollFd<'_>]| fds.get(at).is_some_and(|fd| !fd.revents().is_empty());
         match poll(&mut fds, left.as_ref()) {
-            Ok(_) if !fds[1].revents().is_empty() => return Ok(Ready::Stopped),
-            Ok(_) if !fds[0].revents().is_empty() => return Ok(Ready::Readable),
-            Ok(0) => return Ok(Ready::Late),
-            Ok(_) => return Ok(Ready::Knock),
+            Ok(_) if any(1, &fds) => return Ok(Ready::Stopped),
+            Ok(_) if any(0, &fds) => return Ok(Ready::Readable),
+            Ok(_) if any(2, &fds) => return Ok(Ready::Knock),
+            Ok(_) => return Ok(Ready::Late),
             Err(Errno::INTR) => {}
             Err(errno) => return Err(errno.into()),
         }
@@ -221,4 +221,25 @@ enum Filled {
     All,
     Some,
     Nothing,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_end_of_a_wait_is_told_apart() {
+        let (near, far) = UnixStream::pair().unwrap();
+        let stop = Event::new().unwrap();
+        stop.signal();
+        assert_eq!(ready(near.as_fd(), &stop, None, None).unwrap(), Ready::Stopped);
+        stop.drain();
+        assert_eq!(ready(near.as_fd(), &stop, Some(near.as_fd()), Some(Instant::now())).unwrap(), Ready::Late);
+        rustix::io::write(&far, &[0]).unwrap();
+        assert_eq!(ready(near.as_fd(), &stop, None, Some(Instant::now())).unwrap(), Ready::Readable);
+        let (door, knock) = UnixStream::pair().unwrap();
+        rustix::io::read(&near, &mut [0; 1]).unwrap();
+        rustix::io::write(&knock, &[0]).unwrap();
+        assert_eq!(ready(near.as_fd(), &stop, Some(door.as_fd()), None).unwrap(), Ready::Knock);
+    }
 }
