@@ -28,9 +28,9 @@ impl Spin {
         Spin { off: true, ..Spin::default() }
     }
 
-    /// Looks until `more` says that there is work, or for as long as that may pay. Answers whether there is. A `polite` look leaves the
-    /// processor to whoever needs it meanwhile.
-    pub fn look<E>(&mut self, polite: bool, mut more: impl FnMut() -> Result<bool, E>) -> Result<bool, E> {
+    /// Looks until `more` says that there is work, or for as long as that may pay. Answers whether there is. Meanwhile it makes way for whoever
+    /// waits for the same processor: where others are busy, that is the very driver whose next request it looks for.
+    pub fn look<E>(&mut self, mut more: impl FnMut() -> Result<bool, E>) -> Result<bool, E> {
         if self.off {
             return Ok(false);
         }
@@ -50,9 +50,7 @@ impl Spin {
                 }
                 spin_loop();
             }
-            if polite {
-                std::thread::yield_now();
-            }
+            std::thread::yield_now();
             if start.elapsed() >= LOOK {
                 self.in_vain = (self.in_vain + 1).min(PATIENCE);
                 return Ok(false);
@@ -70,7 +68,7 @@ mod tests {
         let mut spin = Spin::default();
         let mut looks = |answer: bool| {
             let mut looked = false;
-            let found = spin.look(false, || {
+            let found = spin.look(|| {
                 looked = true;
                 Ok::<bool, ()>(answer)
             });
@@ -82,6 +80,6 @@ mod tests {
         assert_eq!((0..10 * u32::from(PROBE)).filter(|_| looks(false)).count(), 10);
         while !looks(true) {}
         assert!(looks(true));
-        assert_eq!(Spin::never().look(false, || Ok::<bool, ()>(true)), Ok(false));
+        assert_eq!(Spin::never().look(|| Ok::<bool, ()>(true)), Ok(false));
     }
 }

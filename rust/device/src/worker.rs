@@ -308,7 +308,7 @@ impl Worker {
                 self.tell();
             }
             match popped {
-                Popped::Nothing if !self.is_ahead() && self.spin.look(false, || self.available.waits(memory))? => {}
+                Popped::Nothing if !self.is_ahead() && self.spin.look(|| self.available.waits(memory))? => {}
                 Popped::Nothing => return Ok(Ended::Empty),
                 Popped::Malformed { head } => {
                     self.server.metrics().malformed_request();

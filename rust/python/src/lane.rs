@@ -177,7 +177,7 @@ impl Lanes {
 
     /// What is next. To sleep and be woken costs more than most handlers, so whoever feeds us is given a moment.
     fn wait(&self, spin: &mut Spin) -> Option<Next> {
-        let Ok(_) = spin.look(true, || Ok::<_, Infallible>(self.backlog.waits()));
+        let Ok(_) = spin.look(|| Ok::<_, Infallible>(self.backlog.waits()));
         self.backlog.wait()
     }
 
