@@ -331,6 +331,24 @@ def test_python_methods_in_namespaces_see_their_own_pid(
     assert daemon.end() == 0
 
 
+@root
+def test_methods_that_are_awaited_and_a_cache_work_in_namespaces(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    options = ("target=memory://share", f"cache_dir={tmp_path / 'cache'}", "block_size=4K")
+    given = [word for option in options for word in ("--fs-option", option)]
+    socket = tmp_path / "s"
+    daemon = start("virtiofs.fsspecfs:FsspecFS", *given, "--socket", socket, "--sandbox=namespace", "--seccomp=kill")
+    with Guest(socket, timeout=20) as guest:
+        guest.mkdir("d")
+        guest.write_file("d/file", b"x" * 10_000)
+        guest.rename("d/file", "d/other")
+        assert guest.read_file("d/other") == b"x" * 10_000
+        assert guest.listdir("d") == ["other"]
+        guest.unlink("d/other")
+        guest.rmdir("d")
+    assert daemon.end() == 0
+
+
 @pytest.mark.parametrize(
     ("settings", "why"),
     [

@@ -5,6 +5,7 @@ import os
 import resource
 import tempfile
 import time
+import weakref
 from asyncio import Future
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection
@@ -80,13 +81,16 @@ class BlockCache:
     """Cached files, of so many bytes in all. Blocks go in the order they came, but for those that were read in between.
 
     Args:
-        directory: Where they lie, without names; None for the directory of temporary files.
+        directory: Where they lie, without names; None for the directory of temporary files. It is opened now: a server that
+            confines itself has no way to it later.
         size: Bytes. Files that are written stay until they are written back, whatever that comes to.
         block_size: Bytes of a block.
     """
 
     def __init__(self, directory: str | None, size: int, block_size: int) -> None:
         self.directory = tempfile.gettempdir() if directory is None else directory
+        self._there = os.open(self.directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._leave: Final = weakref.finalize(self, os.close, self._there)
         self.size = size
         self.block_size = block_size
         self.used = 0
@@ -97,7 +101,7 @@ class BlockCache:
 
     def add(self, size: int, version: tuple[object, ...]) -> CachedFile:
         """Returns a new file of which nothing is there."""
-        fd = os.open(self.directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        fd = os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=self._there)
         try:
             file = CachedFile(fd, size, self.block_size, version)
         except BaseException:
@@ -171,10 +175,11 @@ class BlockCache:
                 self.drop(file)
 
     def close(self) -> None:
-        """Closes all files."""
+        """Closes all files, and takes no more."""
         for file in list(self._files):
             self.drop(file)
         self._order.clear()
+        self._leave()
 
     def _charge(self, file: CachedFile, size: int) -> None:
         file.held += size

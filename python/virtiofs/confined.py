@@ -6,6 +6,7 @@ with it.
 """
 
 import contextlib
+import importlib
 import os
 import resource
 import signal
@@ -213,6 +214,10 @@ class _Inside:
         alone = self._way == "namespace" and not sandbox.acts_for_others() and not self._asked.maps
         kept = set() if alone else self._asked.capabilities()
         if self._way == "namespace":
+            if self._python:
+                # What methods may come to need of Python itself: no module can be found later.
+                for name in sandbox.MODULES:
+                    importlib.import_module(name)
             self._enter_namespaces()
         _core.die_with_parent()
         if self._way == "namespace" and "/" not in rights:

@@ -1,9 +1,11 @@
 """A file system of fsspec's as coroutines: its own where it has them, and else its plain methods on a thread."""
 
 import asyncio
+import importlib
 import inspect
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from datetime import datetime
 from functools import cached_property, partial
 from typing import Any, Final
@@ -46,7 +48,14 @@ class Remote:
         try:
             if isinstance(target, str):
                 # Made when it is first used: a process that forks to confine itself would lose its threads and connections.
-                fsspec.get_filesystem_class(fsspec.core.split_protocol(target.partition("::")[0])[0] or "file")
+                # Imported now, since one that is confined finds no modules.
+                parts = target.split("::")
+                known = fsspec.available_protocols() if len(parts) > 1 else ()
+                for part in parts:
+                    named = fsspec.core.split_protocol(part)[0] or (part if part in known else "file")
+                    fsspec.get_filesystem_class(named)
+                with suppress(ImportError):
+                    importlib.import_module("fsspec.implementations.chained")
             elif options:
                 raise ConfigError(f"options are for file systems that are named by a URL: {', '.join(options)}")
             elif getattr(target, "asynchronous", False):

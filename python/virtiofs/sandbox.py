@@ -53,6 +53,18 @@ LANDLOCK: Final = 2
 PRECEDENCE: Final = ("namespace", "chroot", "landlock")
 """What `auto` tries, the strongest first."""
 
+MODULES: Final = (
+    "virtiofs.lane",
+    "asyncio",
+    "concurrent.futures.process",
+    "concurrent.futures.thread",
+    "encodings.idna",
+    "encodings.latin_1",
+    "traceback",
+)
+"""What Python imports when it is first needed, and must have before its files are out of reach: the event loop of methods that
+are awaited, threads, names of hosts, what is told of exceptions."""
+
 MEANS: Final = {
     "namespace": "namespaces of its own and a root with nothing but what is served",
     "chroot": "a root of its own (chroot)",

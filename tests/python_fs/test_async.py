@@ -166,3 +166,15 @@ def test_a_forgotten_async_def_is_named(tree: Tree, caplog: pytest.LogCaptureFix
     with Guest(fs) as guest, fails(errno.EIO):
         guest.readlink("link")
     assert "Forgetful.readlink must return the target as str or bytes, not coroutine: declare the method" in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_lane_that_ends_answers_what_comes_with_eio(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(lane: object) -> None:
+        raise ModuleNotFoundError("there are no modules here")
+
+    monkeypatch.setattr("virtiofs.lane.run", broken)
+    with Guest(Slow(), timeout=20) as guest:
+        for _ in range(3):
+            with fails(errno.EIO):
+                guest.client.lookup(ROOT, "file")

@@ -189,7 +189,8 @@ impl Lanes {
             tracing::error!(%error, "a lane has ended: its requests are answered with EIO");
             error.write_unraisable(py, None);
         }
-        // Whatever comes now has nobody to serve it.
+        // Whatever comes now has nobody to serve it: what is added to a closed backlog is answered with EIO at once.
+        self.backlog.close();
         while let Some((work, _)) = self.backlog.pop() {
             if let Work::Serve(flight) = work {
                 self.fail(&flight);
