@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -12,6 +14,32 @@ from virtiofs import AUTO, ConfigError, Passthrough, Share, VersionTable
 from virtiofs.testing import Guest
 
 LONG = 20.0
+
+FEW_WATCHES = """
+import os, sys, time
+from pathlib import Path
+from virtiofs import Passthrough, VersionTable
+from virtiofs.testing import Guest
+
+files = [Path(sys.argv[1], str(number)) for number in range(10)]
+table = VersionTable()
+table.watch_inodes(1000)
+with Guest(Passthrough(sys.argv[1], version_table=table), versions=table) as guest:
+
+    def sizes():
+        return [guest.stat(file.name).size for file in files]
+
+    for file in files:
+        file.touch()
+    for size in (1, 2):
+        assert sizes() == sizes() == [size - 1] * 10
+        for file in files:
+            os.truncate(file, size)
+        began = time.monotonic()
+        while sizes() != [size] * 10:
+            assert time.monotonic() < began + 20, sizes()
+"""
+"""A guest, and a program of the host that changes more files than can be watched."""
 
 
 def test_a_guest_asks_again_exactly_when_something_changed(share: Path) -> None:
@@ -108,6 +136,17 @@ def test_changes_on_the_host_are_noticed(share: Path, most: int | None) -> None:
             path.rmdir() if name == "" else path.unlink()
         becomes("sub/deep", None)
         becomes("sub", None)
+
+
+@pytest.mark.parametrize("watches", [0, 3])
+def test_changes_are_noticed_where_other_programs_have_the_watches(share: Path, watches: int) -> None:
+    """The kernel gives a user so many watches; what has none is never trusted."""
+    own = ["unshare", "--user", "--map-root-user", "sh", "-c"]
+    set_limit = f"echo {watches} > /proc/sys/user/max_inotify_watches"
+    if (done := subprocess.run([*own, set_limit], capture_output=True, text=True)).returncode != 0:
+        pytest.skip(f"no user namespaces with limits of their own: {done.stderr.strip()}")
+    program = ["sh", sys.executable, "-c", FEW_WATCHES, str(share)]
+    subprocess.run([*own, f'{set_limit} && exec "$@"', *program], check=True, timeout=3 * LONG)
 
 
 def test_daemons_share_a_table_and_outlive_each_other(share: Path, tmp_path: Path, start: Start) -> None:

@@ -15,6 +15,9 @@ use rustix::io::Errno;
 
 use crate::Table;
 
+/// Entries of the order beyond twice the watches that there are; then those that are gone are cleared away.
+const SPARE: usize = 64;
+
 /// Whether an inode is watched: one for each node, kept by whoever has the node.
 pub type Watched = Arc<AtomicBool>;
 
@@ -118,6 +121,10 @@ impl Shared {
                     watch.marks.retain(|mark| Arc::strong_count(mark) > 1);
                     watch.marks.push(Arc::clone(watched));
                     watched.store(true, Ordering::Release);
+                    // Inodes that are removed take their watches along: otherwise a guest that makes files and removes them would fill it.
+                    if order.len() > 2 * by_number.len() + SPARE {
+                        order.retain(|number| by_number.contains_key(number));
+                    }
                     break;
                 }
                 // The user's other processes have the rest.
@@ -175,5 +182,97 @@ impl Shared {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File};
+    use std::path::Path;
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::View;
+    use crate::protocol::Word;
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    fn becomes(what: &str, look: impl Fn() -> bool) {
+        let end = Instant::now() + LONG;
+        while !look() {
+            assert!(Instant::now() < end, "{what}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// A file that is watched, with its slot and its mark.
+    fn watched(watcher: &InodeWatcher, path: &Path, slot: u64) -> (File, Watched) {
+        let (file, mark) = (File::create_new(path).unwrap(), Watched::default());
+        assert!(watcher.see(|| Some(&file), slot, &mark));
+        assert!(mark.load(Ordering::Acquire));
+        (file, mark)
+    }
+
+    /// The watcher is held up until the kernel has dropped events; what they were about counts as changed.
+    #[test]
+    fn events_that_were_dropped_make_everything_stale() {
+        let dir = tempfile::tempdir().unwrap();
+        let table = Table::anonymous(64).unwrap();
+        let watcher = InodeWatcher::start(Arc::clone(&table), 100).unwrap();
+        let view = View::new(table.fd()).unwrap();
+        let files = [7, 8, 9].map(|slot| watched(&watcher, &dir.path().join(slot.to_string()), slot).0);
+        files[0].set_len(1).unwrap();
+        let epoch = table.map().epoch().peek();
+
+        let most = fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap();
+        let most: u64 = most.trim().parse().unwrap();
+        let held = watcher.shared.watches.lock();
+        // Equal events that follow each other are one, so two files take turns. What the thread has read already has left the queue.
+        for turn in 0..most + 8192 {
+            files[(turn % 2) as usize].set_len(turn).unwrap();
+        }
+        let noted = view.note(9);
+        files[2].set_len(9).unwrap();
+        assert!(view.stands(9, noted), "nobody has said anything yet");
+        assert_eq!(table.map().epoch().peek(), epoch);
+        drop(held);
+        becomes("events were dropped and nothing was said", || table.map().epoch().peek() != epoch);
+        assert!(!view.stands(9, noted));
+
+        // And it goes on.
+        let noted = view.note(9);
+        files[2].set_len(10).unwrap();
+        becomes("the watcher is blind", || !view.stands(9, noted));
+    }
+
+    #[test]
+    fn an_inode_that_loses_its_watch_counts_as_changed() {
+        let dir = tempfile::tempdir().unwrap();
+        let table = Table::anonymous(64).unwrap();
+        let watcher = InodeWatcher::start(Arc::clone(&table), 2).unwrap();
+        let view = View::new(table.fd()).unwrap();
+        let first = watched(&watcher, &dir.path().join("1"), 1);
+        let second = watched(&watcher, &dir.path().join("2"), 2);
+        let noted = [view.note(1), view.note(2)];
+        let _third = watched(&watcher, &dir.path().join("3"), 3);
+        assert!(!first.1.load(Ordering::Acquire), "the next question would trust it");
+        assert!(!view.stands(1, noted[0]));
+        assert!(second.1.load(Ordering::Acquire) && view.stands(2, noted[1]));
+    }
+
+    /// What is remembered is bounded by the watches that there are, however many there were.
+    #[test]
+    fn files_that_come_and_go_leave_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let table = Table::anonymous(64).unwrap();
+        let watcher = InodeWatcher::start(Arc::clone(&table), 100_000).unwrap();
+        let path = dir.path().join("file");
+        for _ in 0..4 * SPARE {
+            drop(watched(&watcher, &path, 5));
+            fs::remove_file(&path).unwrap();
+            becomes("the watch outlived its file", || watcher.shared.watches.lock().by_number.is_empty());
+        }
+        let left = watcher.shared.watches.lock().order.len();
+        assert!(left <= SPARE + 2, "{left} numbers of watches that are gone");
     }
 }

@@ -182,3 +182,73 @@ impl Eyes {
         Ok(slot)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File};
+    use std::os::fd::AsRawFd;
+    use std::os::unix::fs::MetadataExt;
+    use std::path::PathBuf;
+    use std::time::{Duration, Instant};
+
+    use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
+
+    use super::*;
+    use crate::View;
+    use crate::protocol::Word;
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    fn becomes(what: &str, look: impl Fn() -> bool) {
+        let end = Instant::now() + LONG;
+        while !look() {
+            assert!(Instant::now() < end, "{what}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// A file system that nobody else knows: on others programs come and go whose events would do for what is looked for here.
+    fn private() -> io::Result<OwnedFd> {
+        let context = fsopen(c"tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        fsconfig_create(&context)?;
+        Ok(fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?)
+    }
+
+    /// The watcher is held up until the kernel has dropped events; what they were about counts as changed.
+    #[test]
+    fn events_that_were_dropped_make_everything_stale() {
+        let table = Table::anonymous(1 << 20).unwrap();
+        let started = private().and_then(|root| Ok((Watcher::start(Arc::clone(&table), &root)?, root)));
+        let (watcher, root) = match started {
+            Ok(started) => started,
+            Err(error) => return eprintln!("skipped: no file system can be watched here: {error}"),
+        };
+        let dir = PathBuf::from(format!("/proc/self/fd/{}", root.as_raw_fd()));
+        let view = View::new(table.fd()).unwrap();
+        let last = File::create_new(dir.join("last")).unwrap();
+        let status = last.metadata().unwrap();
+        let slot = table.slot(status.dev(), status.ino());
+        let most = fs::read_to_string("/proc/sys/fs/fanotify/max_queued_events").unwrap();
+        let most: u64 = most.trim().parse().unwrap();
+
+        // Which file a handle means is looked up with this; what the thread has read before has left the queue. Events about the same
+        // inode are one, so each has its own.
+        let held = watcher.mounts.lock();
+        let epoch = table.map().epoch().peek();
+        for number in 0..most + 8192 {
+            File::create_new(dir.join(number.to_string())).unwrap();
+        }
+        let noted = view.note(slot);
+        last.set_len(1).unwrap();
+        assert!(view.stands(slot, noted), "nobody has said anything yet");
+        assert_eq!(table.map().epoch().peek(), epoch);
+        drop(held);
+        becomes("events were dropped and nothing was said", || table.map().epoch().peek() != epoch);
+        assert!(!view.stands(slot, noted));
+
+        // And it goes on.
+        let noted = view.note(slot);
+        last.set_len(2).unwrap();
+        becomes("the watcher is blind", || !view.stands(slot, noted));
+    }
+}
