@@ -1,15 +1,19 @@
-//! What the version table costs and saves: nanoseconds of a bump and of a stat that asks nobody, beside one that asks, and requests when
-//! little changes. The number is that of seconds with one change each, 20 if none is given.
+//! What the version table costs and saves: nanoseconds of a bump and of a stat that asks nobody, beside one that asks, requests when
+//! little changes, and after how long a change that a program of the host makes is in the table. The number is that of seconds with one
+//! change each, 20 if none is given.
 //!
 //!     cargo run --release -p virtiofs-device --example versions [SECONDS]
 
-use std::fs;
+use std::fs::{self, File};
 use std::hint::black_box;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
-use virtiofs_coherence::{Table, View};
+use virtiofs_coherence::{InodeWatcher, Table, View, Watched, Watcher};
 use virtiofs_device::Identity;
 use virtiofs_device::vhost_user::{Config, Daemon, Source};
 use virtiofs_fuse::{Limits, Server};
@@ -27,6 +31,60 @@ fn nanoseconds(times: u64, mut call: impl FnMut(u64)) -> f64 {
         began.elapsed().as_nanos() as f64 / times as f64
     };
     (0..5).map(round).fold(f64::INFINITY, f64::min)
+}
+
+/// How long after the beginning of the system call a change of a file is in the table: of one at a time, which finds the watcher asleep,
+/// and the last of all in a row.
+fn noticed(watcher: &str, table: &Table, view: &View, files: &[File]) -> std::io::Result<()> {
+    let slots = files.iter().map(|file| file.metadata().map(|status| table.slot(status.dev(), status.ino())));
+    let slots: Vec<u64> = slots.collect::<std::io::Result<_>>()?;
+    let until_seen = |began: Instant, slot, noted| {
+        while view.stands(slot, noted) {
+            assert!(began.elapsed() < Duration::from_secs(60), "the watcher told nothing");
+            std::hint::spin_loop();
+        }
+        began.elapsed()
+    };
+    let mut behind = Vec::new();
+    for (turn, (file, slot)) in files.iter().zip(&slots).take(1000).enumerate() {
+        let (began, noted) = (Instant::now(), view.note(*slot));
+        file.set_len(turn as u64 + 1)?;
+        behind.push(until_seen(began, *slot, noted));
+        thread::sleep(Duration::from_millis(2));
+    }
+    behind.sort_unstable();
+    let [half, most, all] = [500, 990, 999].map(|at| behind[at].as_secs_f64() * 1e3);
+    println!(
+        "{watcher}: a change on the host is told after {half:.3} ms, {most:.3} ms (99 %), {all:.3} ms (the latest of 1,000)"
+    );
+    let began = Instant::now();
+    let mut last = (began, 0, view.note(0));
+    for (file, slot) in files.iter().zip(&slots) {
+        last = (Instant::now(), *slot, view.note(*slot));
+        file.set_len(5000)?;
+    }
+    let took = began.elapsed().as_secs_f64() * 1e3;
+    let late = until_seen(last.0, last.1, last.2).as_secs_f64() * 1e3;
+    println!("{watcher}: {} changes in {took:.1} ms, the last of which is told after {late:.3} ms", files.len());
+    Ok(())
+}
+
+/// The same for both watchers, on a table of its own each.
+fn watchers(directory: &Path) -> Result<(), Box<dyn std::error::Error>> {
+    let open = |at: usize| File::options().write(true).open(directory.join(at.to_string()));
+    let files = (0..1000).map(open).collect::<std::io::Result<Vec<_>>>()?;
+    let table = Table::anonymous(1 << 20)?;
+    match Watcher::start(Arc::clone(&table), File::open(directory)?) {
+        Ok(_watcher) => noticed("watched file system", &table, &View::new(table.fd())?, &files)?,
+        Err(error) => println!("watched file system: {error}"),
+    }
+    let table = Table::anonymous(1 << 20)?;
+    let watcher = InodeWatcher::start(Arc::clone(&table), 2 * files.len())?;
+    for file in &files {
+        let status = file.metadata()?;
+        watcher.see(|| Some(file), table.slot(status.dev(), status.ino()), &Watched::default());
+    }
+    Ok(noticed("watched inodes", &table, &View::new(table.fd())?, &files)?)
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -81,14 +139,22 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("stat of one file by a guest that keeps nothing (LOOKUP and GETATTR): {asked:.0} ns");
 
     let seconds = std::env::args().nth(1).map_or(Ok(20), |seconds| seconds.parse::<u64>())?;
-    let (before, began, mut looked) = (requests(), Instant::now(), 0);
+    let slots = names.iter().map(|name| dir.path().join(name).metadata().map(|it| table.slot(it.dev(), it.ino())));
+    let slots: Vec<u64> = slots.collect::<std::io::Result<_>>()?;
+    let (before, began, mut looked, mut told) = (requests(), Instant::now(), 0, 0);
     for at in 0..seconds {
-        writer.truncate(&names[(at as usize * 100) % FILES], at + 1)?;
+        let changed = (at as usize * 100) % FILES;
+        told += slots.iter().filter(|slot| **slot == slots[changed]).count();
+        writer.truncate(&names[changed], at + 1)?;
         while began.elapsed() < Duration::from_secs(at + 1) {
             all()?;
             looked += FILES;
         }
     }
-    println!("{seconds} s, a change in each: {looked} stats of {FILES} files, {} requests", requests() - before);
-    Ok(())
+    let asked = requests() - before;
+    println!(
+        "{seconds} s, a change in each: {looked} stats of {FILES} files, {asked} requests for {told} files in the slots"
+    );
+    drop(guests);
+    watchers(dir.path())
 }
