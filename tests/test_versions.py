@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.daemon import Start
-from virtiofs import AUTO, ConfigError, Passthrough, Share, VersionTable
+from virtiofs import AUTO, Config, ConfigError, Passthrough, Share, VersionTable
 from virtiofs.testing import Guest
 
 LONG = 20.0
@@ -172,6 +172,26 @@ def test_daemons_share_a_table_and_outlive_each_other(share: Path, tmp_path: Pat
             assert time.monotonic() < deadline, "the others did not notice that a daemon died"
             time.sleep(0.001)
         assert table.slots == 65536
+
+
+def test_shares_of_one_directory_have_one_table(share: Path, tmp_path: Path) -> None:
+    """Two devices of one daemon, and a third on another directory."""
+    (tmp_path / "link").symlink_to(share)
+    directories = [share, tmp_path / "link", share / "sub"]
+    shares = [
+        Share(directory=str(path), socket=str(tmp_path / f"{number}"), version_slots=64)
+        for number, path in enumerate(directories)
+    ]
+    one, two, other = Config(shares=tuple(shares)).servers()
+    table = one.fs.version_table
+    assert table is not None
+    assert table is two.fs.version_table
+    assert table is not other.fs.version_table
+    with one, two, Guest(one, versions=table) as reader, Guest(two) as writer:
+        assert reader.stat("hello").size == reader.stat("hello").size == 20
+        for size in range(100):
+            writer.truncate("hello", size)
+            assert reader.stat("hello").size == size, "a watcher would have said it later"
 
 
 def test_bad_tables(tmp_path: Path) -> None:

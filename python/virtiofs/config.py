@@ -151,8 +151,11 @@ class Share:
                 table.watch_inodes(inode_watches())
         return table
 
-    def filesystem(self) -> FileSystem:
+    def filesystem(self, table: VersionTable | None = None) -> FileSystem:
         """Returns the file system that is shared.
+
+        Args:
+            table: Its version table; None for one as its settings say.
 
         Raises:
             ConfigError: There is no such class, or it does not take these settings.
@@ -163,7 +166,7 @@ class Share:
             if self.directory is None:
                 raise hinted(ConfigError("which directory is to be shared?"), "name an existing one")
             settings = {name: getattr(self, name) for name in SETTINGS}
-            if (table := self.version_table()) is not None:
+            if (table := table or self.version_table()) is not None:
                 settings["version_table"] = table
             return _made(make, self.fs, self.directory, self.cache, **settings, **self.arguments)
         default = Share()
@@ -174,14 +177,14 @@ class Share:
                     "give it what it takes as arguments",
                 )
         made = _made(make, self.fs, **self.arguments)
-        if (table := self.version_table()) is not None:
+        if (table := table or self.version_table()) is not None:
             made.version_table = table
         return made
 
-    def server(self) -> Server:
-        """Returns the server of the share, not started."""
+    def server(self, table: VersionTable | None = None) -> Server:
+        """Returns the server of the share, not started; `table` as in `filesystem`."""
         return Server(
-            self.filesystem(),
+            self.filesystem(table),
             socket=self.socket,
             fd=self.fd,
             tag=self.tag,
@@ -314,9 +317,10 @@ class Config:
             OSError: Nor can what it names.
         """
         servers = []
+        tables: dict[tuple[int, int, int | None], VersionTable] = {}
         for share in self.shares:
             try:
-                servers.append(share.server())
+                servers.append(share.server(_common(share, tables)))
             except (ConfigError, OSError) as error:
                 if share.origin is None:
                     raise
@@ -325,6 +329,21 @@ class Config:
             if isinstance(server.fs, Passthrough):
                 server.fs.neighbours = len(servers)
         return servers
+
+
+def _common(share: Share, tables: dict[tuple[int, int, int | None], VersionTable]) -> VersionTable | None:
+    """Returns the version table of all shares of one directory, or None if this share finds its own or has none."""
+    if not share.has_table or share.coherence_dir is not None or share.directory is None:
+        return None
+    try:
+        status = os.stat(share.directory)
+    except OSError:
+        # Whoever serves it says what is wrong with it.
+        return None
+    key = (status.st_dev, status.st_ino, share.version_slots)
+    if key not in tables and (table := share.version_table()) is not None:
+        tables[key] = table
+    return tables.get(key)
 
 
 def level(name: str) -> Literal["off", "error", "warn", "info", "debug", "trace"]:
