@@ -31,7 +31,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.path.is_relative_to(HERE):
             item.add_marker(pytest.mark.vm)
             # Scripts in a guest have their own, shorter limits, which say more.
-            item.add_marker(pytest.mark.timeout(600, method="signal"))
+            if item.get_closest_marker("timeout") is None:
+                item.add_marker(pytest.mark.timeout(600, method="signal"))
 
 
 @pytest.fixture(scope="session", autouse=True)

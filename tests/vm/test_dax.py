@@ -30,6 +30,7 @@ from .work import Place
 
 MIB = 1 << 20
 PAGE = 4096
+OPERATIONS = int(os.environ.get("VIRTIOFS_OPERATIONS", "1500"))
 MODES = ["always", "inode"]
 # QEMU's test device asks the daemon how many queues there are, and has as many as its command line says.
 QUEUES = ["--request-queues", "1"]
@@ -140,17 +141,18 @@ def test_fifty_thousand_operations(place: Place) -> None:
     healthy(place)
 
 
+@pytest.mark.timeout(600 + OPERATIONS // 10, method="signal")
 def test_fsx(place: Place) -> None:
     """Its file is three granules of the window long, and half of what it does goes through mappings.
 
     VIRTIOFS_OPERATIONS says how many operations; in emulation on an idle machine a thousand take some seconds.
     """
-    operations = int(os.environ.get("VIRTIOFS_OPERATIONS", "1500"))
     place.guest.put("/tmp/fsx.toml", f"flen = {6 * MIB}\n{FSX}".encode())
-    fsx = f"/mnt/suites/usr/bin/fsx -f /tmp/fsx.toml -N {operations} -S 3 -P /tmp fsx"
+    fsx = f"/mnt/suites/usr/bin/fsx -f /tmp/fsx.toml -N {OPERATIONS} -S 3 -P /tmp fsx"
     # Large enough to be mapped when it is seen first, and known to the guest for as long as somebody has it open.
     (place.outside / "fsx").write_bytes(bytes(MIB))
-    said = place.guest.check(f"cd {place.inside}\nexec 9< fsx\n{fsx}\npython3 -I /run/mapped.py which .", timeout=550)
+    script = f"cd {place.inside}\nexec 9< fsx\n{fsx}\npython3 -I /run/mapped.py which ."
+    said = place.guest.check(script, timeout=550 + OPERATIONS // 10)
     assert "fsx" in said.splitlines()[-1].split(), "it was mapped"
     assert (place.outside / "fsx").stat().st_size <= 6 * MIB
     healthy(place)
