@@ -103,7 +103,16 @@ def test_names_are_single_components(guest: Guest, outside: Outside, name: bytes
 
 def test_symlinks_are_never_followed(guest: Guest, outside: Outside, share: Path) -> None:
     client = guest.client
-    for name, target in (("file", outside.secret), ("dir", outside.path), ("up", Path("../outside"))):
+    for name, target in (
+        ("file", outside.secret),
+        ("dir", outside.path),
+        ("up", Path("../outside")),
+        # The server has these open, or stands there: as its own calls by way of /proc/self/fd would follow them.
+        ("root", Path("/proc/self/root")),
+        ("cwd", Path("/proc/thread-self/cwd")),
+        ("fd", Path("/proc/self/fd/3")),
+        ("program", Path("/proc/self/exe")),
+    ):
         guest.symlink(target, name)
         node = client.lookup(ROOT, name).node
         assert number(client.lookup, node, "secret") == errno.ENOTDIR
@@ -180,6 +189,104 @@ def test_a_directory_that_is_moved_out_while_the_guest_is_in_it(guest: Guest, ou
     finally:
         (share.parent / "moved").rename(share / "sub")
     assert guest.read_file("sub/deep") == b"deep"
+
+
+def test_parents_that_are_renamed_during_a_walk(outside: Outside, share: Path, start: Start, tmp_path: Path) -> None:
+    """Directories move about, out of the share too, and trade places with symlinks, while a guest works in them."""
+    deep = share / "a" / "b" / "c" / "d"
+    deep.mkdir(parents=True)
+    (deep / "inside").write_bytes(b"inside")
+    (share / "link").symlink_to(outside.path)
+    (beside := tmp_path / "beside").mkdir()
+    (beside / "secret").write_bytes(SECRET)
+    stop = threading.Event()
+
+    # By descriptors: a path of the host's would lead through the symlinks.
+    places = [os.open(path, os.O_PATH | os.O_DIRECTORY) for path in (share / "a", beside, share)]
+
+    def by_the_host() -> None:
+        while not stop.is_set():
+            for place in range(3):
+                os.rename("b", "b", src_dir_fd=places[place], dst_dir_fd=places[(place + 1) % 3])
+
+    def by_another_guest() -> None:
+        with Guest(tmp_path / "s2") as guest:
+            while not stop.is_set():
+                for old, new in (("a", "link"), ("a/b/c", "up"), ("up", "a/b/c"), ("link", "a")):
+                    with suppress(OSError):
+                        guest.rename(old, new, flags=2 if "link" in (old, new) else 0)  # RENAME_EXCHANGE
+
+    start(share, "--socket", tmp_path / "s2", "--sandbox=none", "--cache=none")
+    for sandbox in ("namespace", "none"):
+        daemon = start(share, "--socket", tmp_path / "s", f"--sandbox={sandbox}", "--cache=none")
+        stop.clear()
+        threads = [threading.Thread(target=by_the_host), threading.Thread(target=by_another_guest)]
+        with Guest(tmp_path / "s") as guest:
+            for thread in threads:
+                thread.start()
+            try:
+                _walks(guest, rounds=1500)
+            finally:
+                stop.set()
+                for thread in threads:
+                    thread.join()
+            guest.stat()
+        assert "panicked" not in daemon.log()
+        assert daemon.end() == 0
+    for place in places:
+        os.close(place)
+    # What was beside the share was neither found nor changed, and what was moved there came back.
+    assert (beside / "secret").read_bytes() == SECRET
+    assert os.listdir(beside) == ["secret"]
+
+
+def _walks(guest: Guest, rounds: int) -> None:
+    """Goes down by what LOOKUP says, tries to get up and aside from there, and makes and moves things where it is."""
+    client, down, read = guest.client, 0, 0
+    for count in range(rounds):
+        node = ROOT
+        for name in (("a", "b", "c", "d"), ("b", "c", "d"), ("link", "b", "c", "d"), ("up", "d"))[count % 4]:
+            try:
+                node = client.lookup(node, name).node
+            except OSError:
+                break
+            down += 1
+            assert number(client.lookup, node, "secret") in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.EACCES)
+            assert number(client.lookup, node, "..") == errno.EINVAL
+            with suppress(OSError):
+                handle = client.opendir(node).handle
+                names = {entry.name for entry in client.readdir(node, handle, plus=True)}
+                assert "secret" not in names
+                client.releasedir(node, handle)
+            for call, arguments in (
+                (client.mkdir, (node, "made")),
+                (client.rename, (node, "made", ROOT, "made")),
+                (client.rename, (ROOT, "made", node, "made")),
+                (client.rmdir, (node, "made")),
+                (client.rmdir, (ROOT, "made")),
+                (client.unlink, (node, "secret")),
+            ):
+                with suppress(OSError):
+                    call(*arguments)
+        with suppress(OSError):
+            file = client.lookup(node, "inside").node
+            handle = client.open(file, os.O_RDONLY).handle
+            assert client.read(file, handle, 0, 100) == b"inside"
+            client.release(file, handle)
+            read += 1
+    assert down > rounds // 10
+    assert read > 0
+
+
+def test_the_parent_of_the_share_is_not_told_of(guest: Guest, outside: Outside) -> None:
+    """A listing has "." and "..", as all have, and no node for either."""
+    client = guest.client
+    for node in (ROOT, guest.node("sub")):
+        handle = client.opendir(node).handle
+        entries = {entry.name: entry for entry in client.readdir(node, handle, plus=True)}
+        for name in (".", ".."):
+            assert entries[name].entry is None, entries[name]
+        client.releasedir(node, handle)
 
 
 def test_magic_links(share: Path, outside: Outside, start: Start, tmp_path: Path) -> None:

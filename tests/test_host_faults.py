@@ -3,8 +3,12 @@
 import errno
 import os
 import shutil
+import signal
 import subprocess
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -156,25 +160,39 @@ def test_more_open_files_than_the_server_may_have(start: Start, share: Path, tmp
 
 
 FAULTY = """
-import errno
+import errno, os, time
+from virtiofs import Open
 from virtiofs.memory import MemoryFS
 
 class Faulty(MemoryFS):
+    lanes = 16
+
     def fault(self, node, what):
         for name, child in self.root.names.items():
             if child is node and name.startswith(what + "-"):
                 raise OSError(getattr(errno, name.split("-")[1]), name)
 
+    def open(self, request, node, flags):
+        return Open(direct_io=node is self.root.names.get("short"))
+
+    def short(self, node, size):
+        return min(size, 1024) if node is self.root.names.get("short") else size
+
+    def wait(self, node):
+        while node is self.root.names.get("slow") and not os.path.exists(os.environ["GO_ON"]):
+            time.sleep(0.01)
+
     def read(self, request, node, handle, offset, size):
         self.fault(node, "read")
-        return super().read(request, node, handle, offset, size)
+        return super().read(request, node, handle, offset, self.short(node, size))
 
     def write(self, request, node, handle, offset, data):
         self.fault(node, "write")
-        return super().write(request, node, handle, offset, data)
+        return super().write(request, node, handle, offset, bytes(data)[: self.short(node, len(data))])
 
     def fsync(self, request, node, handle, datasync):
         self.fault(node, "fsync")
+        self.wait(node)
 """
 
 
@@ -185,7 +203,8 @@ def faulty(start: Start, tmp_path: Path) -> Iterator[tuple[Path, Daemon]]:
     (tmp_path / "modules" / "faulty.py").write_text(FAULTY)
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = start("faulty:Faulty", disk, command="mount", env={"PYTHONPATH": str(tmp_path / "modules")})
+    env = {"PYTHONPATH": str(tmp_path / "modules"), "GO_ON": str(tmp_path / "go on")}
+    mounted = start("faulty:Faulty", disk, command="mount", env=env)
     daemon = start(disk, "--socket", tmp_path / "s", "--allow-direct-io")
     yield disk, daemon
     daemon.kill()
@@ -210,4 +229,77 @@ def test_a_disk_that_fails(faulty: tuple[Path, Daemon], tmp_path: Path) -> None:
                 with fails(error):
                     file.sync()
             assert guest.read_file("good") == b"good"
+    assert daemon.end() == 0
+
+
+@root
+@fuse
+def test_a_disk_that_does_a_part_at_a_time(faulty: tuple[Path, Daemon], tmp_path: Path) -> None:
+    """A guest takes a short answer for the end of the file, so it gets none as long as there is more."""
+    disk, daemon = faulty
+    content = os.urandom(64 << 10)
+    with Guest(tmp_path / "s") as guest:
+        guest.write_file("short", b"")
+        with guest.open("short", os.O_RDWR) as file:
+            file.write_at(0, content)
+            assert file.read_at(0, len(content)) == content
+            assert file.read_at(60 << 10, 64 << 10) == content[60 << 10 :]
+        assert guest.stat("short").size == len(content)
+    assert (disk / "short").read_bytes() == content
+    assert daemon.end() == 0
+
+
+@root
+@fuse
+def test_a_slow_disk_holds_up_who_waits_for_it(faulty: tuple[Path, Daemon], tmp_path: Path) -> None:
+    disk, daemon = faulty
+    (disk / "slow").write_bytes(KIB)
+    with Guest(tmp_path / "s") as guest, ThreadPoolExecutor(8) as threads:
+        guest.write_file("good", KIB)
+        with guest.open("slow", os.O_RDWR | os.O_DIRECT) as file, guest.open("good", os.O_RDWR) as good:
+            waiting = [threads.submit(file.sync) for _ in range(4)]
+            try:
+                for number in range(200):
+                    good.write_at(number, b"y")
+                    assert good.read_at(number, 2) == b"yx"
+                    assert guest.stat("good").size == 1024
+                assert not any(one.done() for one in waiting)
+            finally:
+                (tmp_path / "go on").touch()
+            assert [one.result(30) for one in waiting] == [None] * 4
+            assert file.read_at(0, 1024) == KIB
+    assert daemon.end() == 0
+
+
+@root
+@fuse
+def test_a_server_that_is_stopped_and_continued(faulty: tuple[Path, Daemon], tmp_path: Path) -> None:
+    """System calls that wait end with EINTR then, in the middle of whatever they do: no guest hears of it."""
+    _, daemon = faulty
+    (tmp_path / "go on").touch()
+    ends = threading.Event()
+
+    def interrupt() -> None:
+        while not ends.is_set():
+            os.kill(daemon.serving, signal.SIGSTOP)
+            time.sleep(0.001)
+            os.kill(daemon.serving, signal.SIGCONT)
+            time.sleep(0.002)
+
+    interrupter = threading.Thread(target=interrupt)
+    with Guest(tmp_path / "s") as guest:
+        interrupter.start()
+        try:
+            for number in range(150):
+                content = os.urandom(100_000)
+                with guest.open(f"{number % 5}", os.O_CREAT | os.O_RDWR | os.O_DIRECT * (number % 2)) as file:
+                    file.write_at(0, content[:98304])
+                    file.sync()
+                    assert file.read_at(0, 98304) == content[:98304]
+                guest.rename(f"{number % 5}", "renamed")
+                assert "renamed" in guest.listdir()
+                guest.rename("renamed", f"{number % 5}")
+        finally:
+            ends.set()
+            interrupter.join()
     assert daemon.end() == 0

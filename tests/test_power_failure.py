@@ -6,6 +6,7 @@ has not got; the host's has. So the power fails there: what the disk holds at th
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.daemon import Start
+from tests.errnos import fails
 from virtiofs.testing import Guest
 
 pytestmark = [
@@ -100,6 +102,33 @@ def test_what_was_synchronised_outlives_a_power_failure(
         save(guest)
         with after_power_failure(disk) as after:
             assert (after / "name").read_bytes() == DATA
+
+
+def test_what_was_synchronised_before_the_disk_was_full_outlives_a_power_failure(
+    start: Start, disk: Path, tmp_path: Path
+) -> None:
+    start(disk, "--socket", tmp_path / "s")
+    acknowledged: list[str] = []
+    with Guest(tmp_path / "s") as guest:
+        guest.write_file("first", DATA)
+        with fails(errno.ENOSPC):
+            for number in range(10_000):
+                with guest.open(f"{number}", os.O_CREAT | os.O_RDWR) as opened:
+                    opened.write_at(0, DATA * 8 + f"{number}".encode())
+                    opened.sync()
+                acknowledged.append(f"{number}")
+        assert len(acknowledged) > 40
+        # What is written over what is there needs no room.
+        with guest.open("first", os.O_RDWR) as opened:
+            opened.write_at(0, DATA[::-1])
+            opened.sync()
+        with after_power_failure(disk) as after:
+            for name in acknowledged:
+                assert (after / name).read_bytes() == DATA * 8 + name.encode()
+            assert (after / "first").read_bytes() == DATA[::-1]
+        guest.unlink(acknowledged[0])
+        guest.write_file("again", DATA)
+        assert guest.read_file("again") == DATA
 
 
 def test_a_file_without_a_name_that_was_synchronised_leaves_a_disk_that_can_be_mounted(
