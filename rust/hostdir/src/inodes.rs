@@ -11,8 +11,8 @@ use std::sync::{Arc, OnceLock};
 
 use hashbrown::hash_table::Entry;
 use virtiofs_coherence::{Table, Watched};
-use virtiofs_fuse::Result;
 use virtiofs_fuse::wire::ROOT_ID;
+use virtiofs_fuse::{Error, Result};
 
 use crate::bounds::Bounds;
 use crate::config::Effects;
@@ -246,11 +246,13 @@ impl Inodes {
         let inode = self.known(id)?;
         match inode.pin.fd() {
             Some(fd) => status.read_basic(fd)?,
-            None if inode.pin.seen_status(inode.key, status)? => {}
-            None => {
-                self.hold(&inode)?;
-                status.read_basic(inode.fd()?)?;
-            }
+            None if inode.pin.seen_status(inode.key, status, false)? => {}
+            None => match self.hold(&inode) {
+                Ok(()) => status.read_basic(inode.fd()?)?,
+                // No descriptor is left: by name, however often.
+                Err(Error::Errno(libc::ENFILE)) if inode.pin.seen_status(inode.key, status, true)? => {}
+                Err(error) => return Err(error),
+            },
         }
         Ok(inode)
     }

@@ -132,10 +132,10 @@ impl Pin {
         fd.ok().map(PinFd)
     }
 
-    /// The attributes of an inode that was only seen, the first time; ESTALE if it is not there any more.
-    pub(crate) fn seen_status(&self, key: Key, status: &mut Status) -> Result<bool> {
+    /// The attributes of an inode that was only seen, the first time or `again`; ESTALE if it is not there any more.
+    pub(crate) fn seen_status(&self, key: Key, status: &mut Status, again: bool) -> Result<bool> {
         match &*self.hold.read_recursive() {
-            Hold::Seen(seen) => seen.status(key, status),
+            Hold::Seen(seen) => seen.status(key, status, again),
             _ => Ok(false),
         }
     }

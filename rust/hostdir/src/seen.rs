@@ -81,9 +81,9 @@ impl Seen {
     }
 
     /// The inode's attributes if it is still there. False, and none, the second time: whose attributes are asked for again and again is
-    /// worth a descriptor.
-    pub(crate) fn status(&self, key: Key, status: &mut Status) -> Result<bool> {
-        if self.asked.swap(true, Ordering::Relaxed) {
+    /// worth a descriptor, if there is one (otherwise `again`).
+    pub(crate) fn status(&self, key: Key, status: &mut Status, again: bool) -> Result<bool> {
+        if self.asked.swap(true, Ordering::Relaxed) && !again {
             return Ok(false);
         }
         status.read_name(self.parent.fd()?, self.name.as_c_str()).map_err(gone)?;
