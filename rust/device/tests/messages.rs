@@ -15,7 +15,7 @@ use vhost::vhost_user::message::FrontendReq;
 use virtiofs_device::Identity;
 use virtiofs_device::vhost_user::{Config, Daemon, Source};
 use virtiofs_fuse::{Limits, Server};
-use virtiofs_guest::{Connection, Guest, Options};
+use virtiofs_guest::{Connection, Error, Guest, Options};
 use virtiofs_hostdir::HostDir;
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -263,19 +263,47 @@ fn a_hundred_thousand_lies_leave_nothing_behind() {
 }
 
 #[test]
-fn a_thousand_vmms_that_are_killed_leave_nothing_behind() {
+fn a_thousand_vmms_that_come_and_go_leave_nothing_behind() {
     let share = Share::new();
-    let cycle = |reconnects: bool| {
-        let guest = share.guest(Options { reconnects, ..Options::default() });
+    let cycle = |round: u32| {
+        if round % 6 == 5 {
+            // Half a message, of half a VMM.
+            let connection = share.connection();
+            connection.send(FrontendReq::SET_OWNER as u32, 0, &[], &[]).unwrap();
+            return connection
+                .send_bytes(&[2, 0, 0, 0, 1, 0, 0, 0, 8, 0, 0, 0, 1][..round as usize % 13], &[])
+                .unwrap();
+        }
+        let guest = share.guest(Options { reconnects: round % 2 == 0, ..Options::default() });
         let file = guest.open("file", libc::O_RDONLY, 0).unwrap();
-        assert_eq!(file.read_at(0, 10).unwrap(), [7; 10]);
-        guest.client().vanish();
+        let read = || assert_eq!(file.read_at(0, 10).unwrap(), [7; 10]);
+        read();
+        match round % 6 {
+            // It is killed, and its guest had a file open.
+            0 | 1 => guest.client().vanish(),
+            // It comes back, with what its guest had.
+            2 => {
+                guest.client().disconnect();
+                guest.client().reconnect(share.connection()).unwrap();
+                read();
+                guest.client().vanish();
+            }
+            // Its guest begins anew, and says nothing of what it had.
+            3 => {
+                guest.client().init().unwrap();
+                assert!(matches!(file.read_at(0, 10), Err(Error::Errno(_))));
+                guest.client().vanish();
+            }
+            // It ends as it should.
+            _ => {
+                file.close().unwrap();
+                guest.unmount().unwrap();
+            }
+        }
     };
-    (0..20).for_each(|round| cycle(round % 2 == 0));
+    (0..24).for_each(cycle);
     let before = share.check();
-    for round in 0..1000 {
-        cycle(round % 2 == 0);
-    }
+    (0..1000).for_each(cycle);
     assert_eq!(share.check(), before);
     assert_eq!(share.daemon.server().held().handles, 0);
 }
