@@ -26,7 +26,7 @@ demo-vm: $(VENV)/installed guests ## The same with a stock Debian kernel under Q
 	@$(BIN)/python -m tests.vm.demo_vm
 
 .PHONY: test
-test: check test-rust test-python ## All checks and all tests, those in virtual machines too
+test: check test-rust test-fuzz test-python ## All checks and all tests, those in virtual machines too
 
 .PHONY: check
 check: check-rust check-python ## Formatting, lints, types
@@ -70,6 +70,10 @@ storm: ## A million hostile messages beside honest guests (VIRTIOFS_MESSAGES, VI
 .PHONY: fuzz
 fuzz: ## Fuzz what guests and VMMs send, SECONDS=300 for each target, with AddressSanitizer (TARGETS="chains requests ...")
 	tools/fuzz $(or $(SECONDS),300) $(TARGETS)
+
+.PHONY: test-fuzz
+test-fuzz: ## The same for SECONDS=12 each, beginning with what was found to be of a kind of its own (fuzz/seeds)
+	tools/fuzz $(or $(SECONDS),12) $(TARGETS)
 
 .PHONY: soak
 soak: $(VENV)/tools ## Three guests for MINUTES=30, one killed every 20 s: what the daemon holds stays flat

@@ -8,7 +8,7 @@ use std::sync::{Arc, LazyLock};
 
 use libfuzzer_sys::fuzz_target;
 use tempfile::TempDir;
-use virtiofs_fuse::{Limits, Malformed, Message, Opcode, Operation, Outcome, Scratch, Segments, Server};
+use virtiofs_fuse::{Limits, Opcode, Operation, Outcome, Plain, Scratch, Server};
 use virtiofs_hostdir::{Config, HostDir};
 
 const ROOM: usize = 16 << 10;
@@ -23,7 +23,7 @@ static SHARE: LazyLock<Share> = LazyLock::new(|| {
     rustix::process::setrlimit(rustix::process::Resource::Fsize, limit).unwrap();
     // SAFETY: to ignore a signal runs no code of ours.
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
-    let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
+    let dir = tempfile::tempdir().unwrap();
     let config = Config {
         root: dir.path().into(),
         xattr: true,
@@ -34,50 +34,6 @@ static SHARE: LazyLock<Share> = LazyLock::new(|| {
     };
     Share { server: Server::new(Arc::new(HostDir::new(config).unwrap()), Limits::default()), dir }
 });
-
-/// A request in one piece and room for its reply.
-struct Plain {
-    request: Vec<u8>,
-    at: usize,
-    reply: Vec<u8>,
-    lent: Vec<libc::iovec>,
-}
-
-impl Message for Plain {
-    fn remaining(&self) -> usize {
-        self.request.len() - self.at
-    }
-
-    fn take(&mut self, buf: &mut [u8]) -> Result<(), Malformed> {
-        let from = self.request.get(self.at..self.at + buf.len()).ok_or(Malformed)?;
-        buf.copy_from_slice(from);
-        self.at += buf.len();
-        Ok(())
-    }
-
-    fn take_segments(&mut self, len: usize) -> Result<Segments<'_>, Malformed> {
-        let from = self.request.get_mut(self.at..self.at.saturating_add(len)).ok_or(Malformed)?;
-        self.lent = vec![libc::iovec { iov_base: from.as_mut_ptr().cast(), iov_len: len }];
-        self.at += len;
-        Ok(Segments::new(&self.lent, len))
-    }
-
-    fn room(&self) -> usize {
-        self.reply.len()
-    }
-
-    fn put(&mut self, offset: usize, bytes: &[u8]) -> Result<(), Malformed> {
-        let to = self.reply.get_mut(offset..offset.saturating_add(bytes.len())).ok_or(Malformed)?;
-        to.copy_from_slice(bytes);
-        Ok(())
-    }
-
-    fn put_segments(&mut self, offset: usize, len: usize) -> Result<Segments<'_>, Malformed> {
-        let to = self.reply.get_mut(offset..offset.saturating_add(len)).ok_or(Malformed)?;
-        self.lent = vec![libc::iovec { iov_base: to.as_mut_ptr().cast(), iov_len: len }];
-        Ok(Segments::new(&self.lent, len))
-    }
-}
 
 #[derive(Default)]
 struct Known {
@@ -100,21 +56,21 @@ fn header(len: usize, opcode: u32, node: u64) -> Vec<u8> {
 }
 
 fn send(server: &Server, scratch: &mut Scratch, bytes: Vec<u8>, room: usize) -> Vec<u8> {
-    let mut message = Plain { request: bytes, at: 0, reply: vec![0; room], lent: Vec::new() };
+    let mut message = Plain::new(bytes, vec![0; room]);
     let outcome = server.handle(&mut message, scratch, true);
     scratch.finish();
     let Outcome::Done(len) = outcome else { return Vec::new() };
     assert!(len == 0 || len >= 16 && len <= room, "{len} bytes");
-    message.reply.truncate(len);
+    let reply = &message.reply()[..len];
     if len > 0 {
-        let word = |at: usize| i32::from_le_bytes(message.reply[at..at + 4].try_into().unwrap());
+        let word = |at: usize| i32::from_le_bytes(reply[at..at + 4].try_into().unwrap());
         assert_eq!(word(0), len as i32);
         assert!((-511..=0).contains(&word(4)));
         if word(4) != 0 {
-            message.reply.clear();
+            return Vec::new();
         }
     }
-    message.reply
+    reply.to_vec()
 }
 
 fuzz_target!(|data: &[u8]| {

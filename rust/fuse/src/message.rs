@@ -98,14 +98,15 @@ impl Message for Plain {
     }
 
     fn take(&mut self, buf: &mut [u8]) -> Result<(), Malformed> {
-        let from = self.request.get(self.at..self.at + buf.len()).ok_or(Malformed)?;
+        let from = self.request.get(self.at..self.at.saturating_add(buf.len())).ok_or(Malformed)?;
         buf.copy_from_slice(from);
         self.at += buf.len();
         Ok(())
     }
 
     fn take_segments(&mut self, len: usize) -> Result<Segments<'_>, Malformed> {
-        Plain::lend(&mut self.lent, self.request.get_mut(self.at..self.at + len).ok_or(Malformed)?);
+        let part = self.request.get_mut(self.at..self.at.saturating_add(len)).ok_or(Malformed)?;
+        Plain::lend(&mut self.lent, part);
         self.at += len;
         Ok(Segments::new(&self.lent, len))
     }
@@ -115,13 +116,14 @@ impl Message for Plain {
     }
 
     fn put(&mut self, offset: usize, bytes: &[u8]) -> Result<(), Malformed> {
-        let to = self.reply.get_mut(offset..offset + bytes.len()).ok_or(Malformed)?;
+        let to = self.reply.get_mut(offset..offset.saturating_add(bytes.len())).ok_or(Malformed)?;
         to.copy_from_slice(bytes);
         Ok(())
     }
 
     fn put_segments(&mut self, offset: usize, len: usize) -> Result<Segments<'_>, Malformed> {
-        Plain::lend(&mut self.lent, self.reply.get_mut(offset..offset + len).ok_or(Malformed)?);
+        let part = self.reply.get_mut(offset..offset.saturating_add(len)).ok_or(Malformed)?;
+        Plain::lend(&mut self.lent, part);
         Ok(Segments::new(&self.lent, len))
     }
 }
