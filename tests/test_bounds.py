@@ -13,6 +13,7 @@ from virtiofs.errors import ConfigError
 from virtiofs.testing import Guest
 
 LIMIT = 256
+MANY = int(os.environ.get("VIRTIOFS_FILES", "20000"))
 
 
 def daemon_of_two(start: Start, tmp_path: Path, share: Path, *options: str) -> Daemon:
@@ -91,6 +92,45 @@ def test_files_that_a_guest_remembers(start: Start, share: Path, tmp_path: Path)
     with Guest(tmp_path / "one.sock") as guest:
         assert guest.stat("file99").size == 0
     assert daemon.log().count("remembers as many files as it may") == 1
+
+
+@pytest.mark.timeout(60 + MANY // 1000)
+def test_a_guest_that_looks_up_and_opens_without_end(start: Start, share: Path, tmp_path: Path) -> None:
+    """VIRTIOFS_FILES=1000000 has a million of them."""
+    for number in range(MANY):
+        os.close(os.open(share / f"{number}", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC))
+    daemon = start(share, "--socket", tmp_path / "s", f"--rlimit-nofile={LIMIT}", "--cache=none")
+    before, most = daemon.resident(), 0
+    with Guest(tmp_path / "s") as guest:
+        client = guest.client
+        nodes = []
+        for number in range(MANY):
+            nodes.append(client.lookup(1, f"{number}").node)
+            if number % 1000 == 0:
+                most = max(most, daemon.descriptors())
+        remembered = daemon.resident() - before
+        opened = refused = 0
+        for number, node in enumerate(nodes):
+            try:
+                client.open(node, os.O_RDONLY)
+                opened += 1
+            except OSError as error:
+                if error.errno != errno.ENFILE:
+                    raise
+                refused += 1
+            if number % 1000 == 0:
+                most = max(most, daemon.descriptors())
+        # What needs no descriptor goes on.
+        for node in nodes[-1000:]:
+            assert [client.getattr(node).size for _ in range(2)] == [0, 0]
+        print(f"{MANY} files: {remembered / MANY:.0f} bytes each, {opened} open, {refused} refused, {most} descriptors")
+        assert LIMIT // 4 < opened < LIMIT
+        assert most < LIMIT
+        assert remembered < MANY * 1000 + (16 << 20)
+    with Guest(tmp_path / "s") as guest:
+        assert guest.read_file("hello") == b"hello from the host\n"
+    assert daemon.log().count("as many files as it may") == 1
+    assert daemon.end() == 0
 
 
 def test_bounds_that_are_none(share: Path) -> None:

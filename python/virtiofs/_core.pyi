@@ -510,6 +510,8 @@ class Routed:
         negative_timeout: float,
         open_flags: int,
         dir_open_flags: int,
+        most_nodes: int,
+        most_handles: int,
         keepers: tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any], Callable[..., Any]],
         versions: VersionTable | None = None,
     ) -> Self: ...

@@ -11,9 +11,9 @@ from ._core import VersionTable
 from .cache import AUTO, Cache
 from .errors import ConfigError, hinted, one_line
 from .filesystem import FileSystem
-from .host import inode_watches
+from .host import MOST_NODES, inode_watches
 from .ids import id_map
-from .passthrough import MOST_NODES, Passthrough
+from .passthrough import Passthrough
 from .policy import Policy
 from .sandbox import Mode, Sandbox, Seccomp, is_privileged
 from .server import Server, default_request_queues

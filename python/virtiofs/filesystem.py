@@ -48,6 +48,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from . import _core, plan
 from .cache import AUTO, Cache
+from .host import MOST_NODES
 from .operations import default
 from .types import Attr, Buffer, Changes, DirEntry, Entry, Lock, Open, Request, Statfs
 
@@ -96,6 +97,14 @@ class FileSystem:
 
     lanes: int = 1
     """Threads that methods are called from. With one, methods need no locks."""
+
+    most_nodes: int = MOST_NODES
+    """Nodes that one guest remembers at most. Past it lookups and creations are ENFILE, and listings go on without attributes.
+    0 is no bound."""
+
+    most_handles: int | None = None
+    """Handles with an object, files with a backing, and directories being listed that one guest has at most, of each. Past it
+    opens are ENFILE, and no method is called. None takes seven eighths of the limit of open files, 0 is no bound."""
 
     deadlines: Mapping[str, float] = MappingProxyType({})
     """Seconds that a request may take, by operation; after that the guest gets EIO, whatever the method is at. A coroutine is

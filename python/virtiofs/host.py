@@ -12,6 +12,9 @@ _CAPABILITIES: Final = {"CHOWN": 0, "DAC_OVERRIDE": 1, "SETGID": 6, "SETUID": 7,
 OWNER_CAPABILITIES: Final = ("CHOWN", "SETGID", "SETUID")
 """What a process needs to create files for others and to give them away."""
 
+MOST_NODES: Final = 1 << 22
+"""Files that a guest remembers at most: as many as a guest of 4 GiB has memory for, and about 1 GiB of ours."""
+
 _MOST_OPEN_FILES: Final = 1_000_000
 """More than this no guest of a sensible size keeps open."""
 
@@ -28,6 +31,15 @@ def has_capability(name: str) -> bool:
 def may_change_owners() -> bool:
     """Whether this process can create files for any user."""
     return all(has_capability(name) for name in OWNER_CAPABILITIES)
+
+
+def most_descriptors(neighbours: int = 1) -> int:
+    """Returns how many descriptors one guest may hold, beside those of other shares of this process.
+
+    What is left is for sockets, guests' memory and queues, and what the program itself opens.
+    """
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return max(64, (limit - max(64, limit // 8)) // neighbours)
 
 
 def reachable_open_files() -> int:

@@ -11,15 +11,12 @@ from . import _core
 from .cache import AUTO, Cache
 from .dax import SMALL, files
 from .errors import ConfigError, hinted
-from .host import may_change_owners
+from .host import MOST_NODES, may_change_owners, most_descriptors
 from .ids import translation
 from .nativeops import NativeOperations
 from .opens import directories_hindrance, hindrance, tells_something
 from .policy import Policy
 from .xattrmap import XattrMap, parse
-
-MOST_NODES: Final = 1 << 22
-"""Files that a guest remembers at most: as many as a guest of 4 GiB has memory for, and about 1 GiB of ours."""
 
 _ALWAYS: Final = (
     "ABORT_ERROR",
@@ -246,8 +243,7 @@ class Passthrough(NativeOperations):
         if of_nodes is None:
             of_nodes = max(64, limit // 2 // self.neighbours)
         if in_all is None:
-            # What is left is for sockets, guests' memory and queues, and what the program itself opens.
-            in_all = max(64, (limit - max(64, limit // 8)) // self.neighbours)
+            in_all = most_descriptors(self.neighbours)
         return _core.HostDir(
             self.directory,
             attr_timeout=self.cache.attr_timeout if attr_timeout is None else attr_timeout,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from . import _core
 from .errors import ConfigError, hinted
+from .host import most_descriptors
 from .opens import DIRECTORIES, FEATURES, FILES
 from .operations import MOMENTS, OPERATIONS
 
@@ -197,6 +198,9 @@ def engine(fs: "FileSystem") -> "_core.HostDir | _core.Routed":
         raise hinted(ConfigError(f"deadlines: there is no operation {min(unknown)!r}"), "take names of methods")
     if fs.lanes < 1:
         raise ConfigError(f"lanes are 1 or more, not {fs.lanes}")
+    for what in ("most_nodes", "most_handles"):
+        if (number := getattr(fs, what)) is not None and number < 0:
+            raise ConfigError(f"{what} is 0 or more, not {number}")
     return _core.Routed(
         plan.name,
         native=native,
@@ -211,6 +215,8 @@ def engine(fs: "FileSystem") -> "_core.HostDir | _core.Routed":
         negative_timeout=fs.cache.negative_timeout,
         open_flags=fs.cache.open_flags,
         dir_open_flags=fs.cache.dir_open_flags,
+        most_nodes=fs.most_nodes,
+        most_handles=most_descriptors() if fs.most_handles is None else fs.most_handles,
         keepers=(fs.save_node, fs.restore_node, fs.save_handle, fs.restore_handle),
         versions=fs.version_table,
     )

@@ -14,7 +14,7 @@ use crate::error::errno;
 
 /// The bounds of one guest, and how far it is from them. 0 is no bound.
 #[derive(Debug, Default)]
-pub(crate) struct Bounds {
+pub struct Bounds {
     descriptors: usize,
     nodes: usize,
     /// Descriptors of nodes, of open files and directories, and of locks.
@@ -39,7 +39,8 @@ impl Drop for Count {
 }
 
 impl Bounds {
-    pub(crate) fn new(descriptors: usize, nodes: usize) -> Bounds {
+    /// So many descriptors, or other things behind handles, and so many nodes.
+    pub fn new(descriptors: usize, nodes: usize) -> Bounds {
         Bounds { descriptors, nodes, ..Bounds::default() }
     }
 
@@ -50,7 +51,12 @@ impl Bounds {
 
     /// Refuses a descriptor more than the guest may have.
     pub(crate) fn room(&self) -> Result<()> {
-        if self.descriptors == 0 || self.held.load(Ordering::Relaxed) < self.descriptors {
+        self.room_beside(self.held())
+    }
+
+    /// As `room`, where somebody else counts, and the guest has `held`.
+    pub fn room_beside(&self, held: usize) -> Result<()> {
+        if self.descriptors == 0 || held < self.descriptors {
             return Ok(());
         }
         if !self.told[0].swap(true, Ordering::Relaxed) {
@@ -63,7 +69,7 @@ impl Bounds {
     }
 
     /// Refuses a node more than the guest may have, which has `nodes`.
-    pub(crate) fn room_for_node(&self, nodes: usize) -> Result<()> {
+    pub fn room_for_node(&self, nodes: usize) -> Result<()> {
         if self.nodes == 0 || nodes < self.nodes {
             return Ok(());
         }
@@ -92,7 +98,7 @@ impl Bounds {
     }
 
     /// The next guest is told of anew.
-    pub(crate) fn forget(&self) {
+    pub fn forget(&self) {
         self.told.iter().for_each(|told| told.store(false, Ordering::Relaxed));
     }
 }

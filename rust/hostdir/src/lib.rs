@@ -69,6 +69,7 @@ mod xattrmap;
 
 pub use backings::Backings;
 pub use blocks::Blocks;
+pub use bounds::Bounds;
 pub use config::{Config, Effects, Pace};
 pub use credentials::may_change_owner;
 pub use hostdir::HostDir;

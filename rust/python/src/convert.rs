@@ -88,7 +88,7 @@ pub(crate) fn looked_up(base: &Base, defaults: &Defaults, entry: &Entry, py: Pyt
     let attr_ttl = seconds(entry.attr_timeout, defaults.attr_ttl)?;
     let object = entry.node.bind(py);
     let nodeid = match base {
-        Base::Own(kept) => match kept.nodes.enter(object, attr.mode & libc::S_IFMT == libc::S_IFDIR) {
+        Base::Own(kept) => match kept.nodes.enter(object, attr.mode & libc::S_IFMT == libc::S_IFDIR)? {
             Some(node) => node,
             None => return wrong_value("must not return the root as an entry of a directory".into()),
         },

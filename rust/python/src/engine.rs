@@ -9,7 +9,7 @@ use pyo3::prelude::*;
 use virtiofs_coherence::Table;
 use virtiofs_fuse::op::{OPCODES, OPERATIONS};
 use virtiofs_fuse::{FileSystem, Lane, Limits, Opcode, Route, Routes, Server};
-use virtiofs_hostdir::Backings;
+use virtiofs_hostdir::{Backings, Bounds};
 
 use crate::backlog::Backlog;
 use crate::handlers::{Base, Defaults, Handlers, Method};
@@ -89,6 +89,9 @@ pub(crate) struct Routed {
     read_only: bool,
     defaults: Defaults,
     versions: Option<Arc<Table>>,
+    /// What a guest may have at most: see `Bounds`.
+    most_nodes: usize,
+    most_handles: usize,
     /// Methods of the file system: see `Keepers`.
     keepers: [Py<PyAny>; 4],
 }
@@ -99,7 +102,7 @@ impl Routed {
     /// whether what that returns is to be awaited.
     #[new]
     #[pyo3(signature = (name, *, native, root, routes, handlers, lanes, deadlines, read_only, attr_timeout, entry_timeout,
-                        negative_timeout, open_flags, dir_open_flags, keepers, versions=None))]
+                        negative_timeout, open_flags, dir_open_flags, most_nodes, most_handles, keepers, versions=None))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         name: String,
@@ -115,6 +118,8 @@ impl Routed {
         negative_timeout: f64,
         open_flags: u32,
         dir_open_flags: u32,
+        most_nodes: usize,
+        most_handles: usize,
         keepers: [Py<PyAny>; 4],
         versions: Option<PyRef<'_, VersionTable>>,
     ) -> PyResult<Routed> {
@@ -149,6 +154,8 @@ impl Routed {
             read_only,
             defaults,
             versions,
+            most_nodes,
+            most_handles,
             keepers,
         })
     }
@@ -175,6 +182,7 @@ impl Routed {
         let awaits = self.handlers.values().any(|(_, awaits)| *awaits);
         let backlog = Arc::new(Backlog::new(if awaits { self.lanes } else { 0 })?);
         let opened = Arc::new(Opened::default());
+        let bounds = Arc::new(Bounds::new(self.most_handles, self.most_nodes));
         let (base, fs): (Base, Arc<dyn FileSystem>) = match &self.native {
             Some(native) => {
                 let native = py.detach({
@@ -186,7 +194,7 @@ impl Routed {
             None => {
                 let keeps_gone = self.handlers.contains_key("forget");
                 let kept = Arc::new(Kept {
-                    nodes: Nodes::new(self.root.clone_ref(py), keeps_gone, self.versions.clone()),
+                    nodes: Nodes::new(self.root.clone_ref(py), keeps_gone, self.versions.clone(), Arc::clone(&bounds)),
                     opened: Arc::clone(&opened),
                     backings: Backings::default(),
                     read_only: self.read_only,
@@ -206,6 +214,7 @@ impl Routed {
             defaults: self.defaults,
             backlog,
             keepers: Keepers { save_node, restore_node, save_handle, restore_handle },
+            bounds,
         };
         let lanes = Arc::new(Lanes::new(handlers, moments, self.deadlines));
         let server = Server::new(fs, limits).routed(self.routes, Some(Arc::clone(&lanes) as Arc<dyn Lane>));

@@ -17,7 +17,7 @@ use virtiofs_fuse::{
     ByValue, Context, Creation, DirBuffer, Error, FileSystem, Lost, Negotiated, Opcode, Reader, Result, Saved,
     Unusable, Wait,
 };
-use virtiofs_hostdir::HostDir;
+use virtiofs_hostdir::{Bounds, HostDir};
 
 use crate::backlog::{Backlog, Work};
 use crate::buffer::with_bytes;
@@ -64,6 +64,7 @@ pub(crate) struct Handlers {
     pub(crate) defaults: Defaults,
     pub(crate) backlog: Arc<Backlog>,
     pub(crate) keepers: Keepers,
+    pub(crate) bounds: Arc<Bounds>,
 }
 
 /// `(request, …)`, as a handler gets it.
@@ -114,6 +115,7 @@ impl Handlers {
             let done = match turn {
                 Turn::Ask => {
                     let Some(method) = self.method(opcode) else { return Err(Error::Errno(libc::EOPNOTSUPP)) };
+                    self.room(opcode)?;
                     let native = match &self.base {
                         Base::Host(native) => Some(Arc::clone(native)),
                         Base::Own(_) => None,
@@ -135,6 +137,24 @@ impl Handlers {
                 Fault::Raised(error) => faults::answer(py, &self.name_of(opcode), error),
             })
         })
+    }
+
+    /// Refuses what would have this process hold more for the guest than it may, before a method has done it.
+    fn room(&self, opcode: Opcode) -> Result<()> {
+        use Opcode::*;
+        if let (Base::Own(kept), Mknod | Mkdir | Symlink | Create | Tmpfile) = (&self.base, opcode) {
+            kept.nodes.room()?;
+        }
+        if let Open | Opendir | Create | Tmpfile = opcode { self.room_for_handle() } else { Ok(()) }
+    }
+
+    /// A host directory counts its own descriptors.
+    fn room_for_handle(&self) -> Result<()> {
+        let backings = match &self.base {
+            Base::Own(kept) => kept.backings.len(),
+            Base::Host(_) => 0,
+        };
+        self.bounds.room_beside(self.opened.most().max(backings))
     }
 
     /// The object of a node.
@@ -418,7 +438,12 @@ impl FileSystem for Handlers {
             (1.., Some(listing)) => listing,
             // The beginning, also after rewinddir(3): the directory as it is now.
             _ => {
-                let arguments = arguments!(self.node(node), self.handle(fh));
+                let arguments = |py: Python<'_>, request| {
+                    if !self.opened.knows(fh) {
+                        self.room_for_handle()?;
+                    }
+                    arguments!(self.node(node), self.handle(fh))(py, request)
+                };
                 let listing = self.serve(opcode, cx, None, arguments, |answer| convert::listing(answer, node))?;
                 let listing = Arc::new(listing);
                 self.opened.list(fh, Arc::clone(&listing));

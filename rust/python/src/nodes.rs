@@ -10,6 +10,7 @@ use pyo3::types::{PyInt, PyString};
 use virtiofs_coherence::{Table, slot_of};
 use virtiofs_fuse::Error;
 use virtiofs_fuse::wire::ROOT_ID;
+use virtiofs_hostdir::Bounds;
 
 /// What makes two objects one node: that they are one object, or, for strings and numbers, that they are equal.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -58,6 +59,7 @@ pub(crate) struct Nodes {
     table: Option<Arc<Table>>,
     /// Whether somebody wants the objects of nodes that are gone.
     keeps_gone: bool,
+    bounds: Arc<Bounds>,
 }
 
 #[derive(Default)]
@@ -75,8 +77,8 @@ struct Node {
 }
 
 impl Nodes {
-    pub(crate) fn new(root: Py<PyAny>, keeps_gone: bool, table: Option<Arc<Table>>) -> Nodes {
-        Nodes { state: Mutex::default(), next: AtomicU64::new(ROOT_ID + 1), root, table, keeps_gone }
+    pub(crate) fn new(root: Py<PyAny>, keeps_gone: bool, table: Option<Arc<Table>>, bounds: Arc<Bounds>) -> Nodes {
+        Nodes { state: Mutex::default(), next: AtomicU64::new(ROOT_ID + 1), root, table, keeps_gone, bounds }
     }
 
     /// After a change of a node by a guest, and before its reply.
@@ -103,10 +105,15 @@ impl Nodes {
         }
     }
 
+    /// Refuses a node more than the guest may have.
+    pub(crate) fn room(&self) -> Result<(), Error> {
+        self.bounds.room_for_node(self.state.lock().by_id.len())
+    }
+
     /// The node of an object, a directory or not, counted once more. The root is no entry of any directory, so it has none.
-    pub(crate) fn enter(&self, object: &Bound<'_, PyAny>, directory: bool) -> Option<u64> {
+    pub(crate) fn enter(&self, object: &Bound<'_, PyAny>, directory: bool) -> Result<Option<u64>, Error> {
         if object.is(&self.root) {
-            return None;
+            return Ok(None);
         }
         let key = Key::of(object);
         let state = &mut *self.state.lock();
@@ -114,14 +121,15 @@ impl Nodes {
             && let Some(node) = state.by_id.get_mut(&id)
         {
             node.nlookup = node.nlookup.saturating_add(1);
-            return Some(id);
+            return Ok(Some(id));
         }
+        self.bounds.room_for_node(state.by_id.len())?;
         // A number is given once, so every node is of generation 0 for ever.
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let id = self.table.as_ref().map_or(number, |table| number * table.slots() + key.mixed() % table.slots());
         state.by_key.insert(key.clone(), id);
         state.by_id.insert(id, Node { object: object.clone().unbind(), key, nlookup: 1, directory });
-        Some(id)
+        Ok(Some(id))
     }
 
     /// How many slots the version table has that node ids carry; 0 for none.
@@ -162,6 +170,7 @@ impl Nodes {
         if object.is(&self.root) || !slotted || state.by_key.contains_key(&key) {
             return Err(Error::Errno(libc::ESTALE));
         }
+        self.bounds.room_for_node(state.by_id.len())?;
         state.by_key.insert(key.clone(), id);
         state.by_id.insert(id, Node { object: object.clone().unbind(), key, nlookup, directory });
         Ok(())
@@ -204,6 +213,7 @@ impl Nodes {
     pub(crate) fn clear(&self) {
         let state = std::mem::take(&mut *self.state.lock());
         drop(state);
+        self.bounds.forget();
     }
 
     /// How many there are, the root included.

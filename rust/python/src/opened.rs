@@ -101,6 +101,16 @@ impl Opened {
         drop((objects, listings));
     }
 
+    /// Whether something is kept for a handle.
+    pub(crate) fn knows(&self, number: u64) -> bool {
+        self.objects.lock().contains_key(&number) || self.listings.lock().contains_key(&number)
+    }
+
+    /// How many objects there are, or listings, if those are more.
+    pub(crate) fn most(&self) -> usize {
+        self.len().max(self.listings.lock().len())
+    }
+
     /// How many handles have an object.
     pub(crate) fn len(&self) -> usize {
         self.objects.lock().len()
