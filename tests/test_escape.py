@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.daemon import Start
+from virtiofs.mountpoint import procfs_within
 from virtiofs.testing import Guest
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -308,9 +309,30 @@ def test_magic_links(share: Path, outside: Outside, start: Start, tmp_path: Path
                     )
                     assert number(client.opendir, node) == errno.ENOTDIR
                     assert number(client.lookup, node, "etc") == errno.ENOTDIR
+            assert f"{share / 'sub'} is a procfs, and shared" in daemon.log()
             assert daemon.end() == 0
     finally:
         subprocess.run(["umount", share / "sub"], check=True)
+
+
+@pytest.mark.parametrize("place", ["proc", "proc/sys/kernel", "sp ace/proc"])
+def test_a_procfs_is_told_of_wherever_it_is(tmp_path: Path, place: str) -> None:
+    """Not what a share should have: its files are of processes, among them the one that serves."""
+    top = tmp_path / "sp ace"
+    (top / "proc").mkdir(parents=True)
+    (tmp_path / "proc").mkdir()
+    point = top / "proc" if place.startswith("sp ace") else tmp_path / "proc"
+    shared = top if place.startswith("sp ace") else tmp_path / place
+    assert procfs_within(str(tmp_path)) is None
+    subprocess.run(["mount", "-t", "proc", "proc", point], check=True)
+    try:
+        assert procfs_within(str(shared)) == str(point)
+        assert procfs_within(str(tmp_path)) == str(point)
+        assert procfs_within("/") is not None
+        (tmp_path / "process").mkdir()
+        assert procfs_within(str(tmp_path / "process")) is None
+    finally:
+        subprocess.run(["umount", point], check=True)
 
 
 def test_a_bind_mount_is_not_a_way_back(share: Path, start: Start, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from .config import Config, find, level, names_class
 from .errors import ConfigError, hinted, one_line
 from .filesystem import FileSystem
 from .host import raise_open_files
+from .mountpoint import procfs_within
 from .mounts import Mount
 from .passthrough import Passthrough
 from .plan import explain
@@ -93,6 +94,11 @@ def _serve(arguments: argparse.Namespace) -> int:
     raise_open_files(config.rlimit_nofile)
     if any(server.dax_window for server in servers) and (problem := qemu.window_problem()) is not None:
         warnings.append(problem)
+    for directory in {os.path.abspath(share.directory) for share in config.shares if share.directory is not None}:
+        if (point := procfs_within(directory)) is not None:
+            warnings.append(
+                f"{point} is a procfs, and shared: a guest finds this process there, its memory too, and owns it"
+            )
     for warning in warnings:
         _core.log("warn", warning)
     if needs is not None and asked.ways(python=python) == ("none",) and asked.filters("none", python=python):

@@ -60,6 +60,22 @@ def mounted_at(path: str) -> Mounted | None:
     return found
 
 
+def procfs_within(directory: str) -> str | None:
+    """Returns where a procfs is mounted at or below `directory`, or lies around it, or None."""
+    top = _escaped(os.path.realpath(directory)).rstrip("/")
+    around: tuple[str, str] = ("", "")
+    with open("/proc/self/mountinfo", encoding=sys.getfilesystemencoding(), errors="surrogateescape") as lines:
+        for line in lines:
+            fields = line.split(" ")
+            point, kind = fields[4].rstrip("/"), fields[fields.index("-") + 1]
+            if kind == "proc" and f"{point}/".startswith(f"{top}/"):
+                return _unescaped(fields[4])
+            # Of those that the directory lies on, the last of the longest.
+            if f"{top}/".startswith(f"{point}/") and len(point) >= len(around[0]):
+                around = (point, kind)
+    return _unescaped(around[0]) if around[1] == "proc" else None
+
+
 def dead(path: str) -> Mounted | None:
     """Returns what is mounted at `path` if its server is gone."""
     try:
