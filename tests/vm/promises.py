@@ -37,6 +37,9 @@ MAPPED = (
     "python3 -c \"import mmap; f = open('f', 'rb'); print(mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ)[:3].decode())\""
 )
 
+STORED = "python3 -c \"import mmap; f = open('f', 'r+b'); m = mmap.mmap(f.fileno(), 0); m[:3] = b'new'; m.flush(); m.close()\""
+"""Through a shared mapping; flush is msync(2)."""
+
 
 def held(script: str) -> str:
     """What a guest is to do for a Python script to run and keep open what it opened, until `LET_GO`."""
@@ -71,6 +74,7 @@ PROMISES = {
     "a removed name": Promise("echo old > f", "rm f", "cat f 2>/dev/null || echo gone", "old", "gone"),
     "a listing": Promise("touch f", "touch g; rm f", "ls", "f", "g"),
     "a new mapping": Promise("echo old > f", "echo new > f", MAPPED, "old", "new"),
+    "content of a mapping after msync": Promise("echo old > f", STORED, "cat f", "old", "new"),
 }
 MODES = ["none", "auto", "adaptive", "metadata", "always"]
 QUIET = 5.0
