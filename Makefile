@@ -80,7 +80,7 @@ soak: $(VENV)/tools ## Three guests for MINUTES=30, one killed every 20 s: what 
 	$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),30)
 
 .PHONY: coherence
-coherence: ## Look for a stale answer among a million of guests that change files together
+coherence: ## Look for a stale answer among a million of guests that change files together, for each way to watch the host
 	VIRTIOFS_OPERATIONS=$${VIRTIOFS_OPERATIONS:-1000000} cargo test --release -p virtiofs-device --test coherence -- --nocapture
 
 .PHONY: bench

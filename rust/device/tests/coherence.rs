@@ -14,11 +14,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-use std::{fs, io, thread};
+use std::{array, fs, io, thread};
 
 use parking_lot::Mutex;
 use tempfile::TempDir;
-use virtiofs_coherence::{Table, View, Watcher, slot_of};
+use virtiofs_coherence::{InodeWatcher, Table, View, Watched, Watcher, slot_of};
 use virtiofs_device::Identity;
 use virtiofs_device::vhost_user::{Config, Daemon, Source};
 use virtiofs_fuse::{Limits, Server};
@@ -28,8 +28,11 @@ use virtiofs_hostdir::HostDir;
 const DIRECTORIES: usize = 3;
 const NAMES: usize = 5;
 const LONG: Duration = Duration::from_secs(60);
-/// Files that a program of the host changes to hear from the watcher.
-const MARKERS: [[&str; 2]; 2] = [["marker-a", "marker-b"], ["marker-c", "marker-d"]];
+/// Daemons that share the table, each with two guests.
+const DAEMONS: usize = 2;
+/// Files that a program of the host changes to hear from a watcher: of each daemon's, twice two.
+const MARKERS: [[[&str; 2]; 2]; DAEMONS] =
+    [[["marker-a", "marker-b"], ["marker-c", "marker-d"]], [["marker-e", "marker-f"], ["marker-g", "marker-h"]]];
 
 /// What stat(2) says: nothing, or a file of this size and number of links.
 type Value = Option<(u64, u32)>;
@@ -152,18 +155,38 @@ impl Actor for Guest {
 struct Host {
     root: PathBuf,
     view: View,
-    /// How often it has waited for the watcher.
+    /// The watchers that it waits for.
+    eyes: Vec<Eye>,
+    /// How often it has waited for them.
     waits: AtomicU64,
 }
 
+/// A watcher: of the file system, or of inodes, which has to be asked to watch those of its markers.
+enum Eye {
+    FileSystem,
+    Inodes(Arc<InodeWatcher>, [[Watched; 2]; 2]),
+}
+
 impl Host {
-    /// Changes a file that nobody else changes.
-    fn touch(&self, marker: &str) -> io::Result<u64> {
-        let path = self.root.join(marker);
-        let status = fs::metadata(&path)?;
-        let file = fs::File::options().write(true).open(&path)?;
+    /// Changes a file that nobody else changes, and waits until that is told. Answers whether it was told by its watch: that another
+    /// took its watch is told as well, but out of order.
+    fn heard(&self, marker: &str, watch: Option<(&InodeWatcher, &Watched)>) -> io::Result<bool> {
+        let file = fs::File::options().write(true).open(self.root.join(marker))?;
+        let status = file.metadata()?;
+        let slot = slot_of(status.dev(), status.ino());
+        if let Some((watcher, mark)) = watch {
+            watcher.see(|| Some(&file), slot, mark);
+        }
+        let noted = self.view.note(slot);
         file.set_len(status.len() ^ 1)?;
-        Ok(slot_of(status.dev(), status.ino()))
+        drop(file);
+        let watched = || watch.is_none_or(|(_, mark)| mark.load(Ordering::Acquire));
+        let end = Instant::now() + LONG;
+        while watched() && self.view.stands(slot, noted) {
+            assert!(Instant::now() < end, "the watcher did not tell of a change on the host");
+            thread::yield_now();
+        }
+        Ok(watched())
     }
 }
 
@@ -195,18 +218,17 @@ impl Actor for Host {
         fs::remove_file(self.root.join(path))
     }
 
-    /// Events come in order: when the watcher has told of two later changes, it has told of all before. (Two, since another inode may
+    /// Events come in order: when a watcher has told of two later changes, it has told of all before. (Two, since another inode may
     /// have the slot of one. And others than the last time, of which an event may still be under way: a change makes several.)
     fn told(&self) {
-        let turn = self.waits.fetch_add(1, Ordering::Relaxed) as usize % MARKERS.len();
-        for marker in MARKERS[turn] {
-            let slot = fs::metadata(self.root.join(marker)).map(|status| slot_of(status.dev(), status.ino())).unwrap();
-            let noted = self.view.note(slot & (self.view.slots() - 1));
-            self.touch(marker).unwrap();
-            let end = Instant::now() + LONG;
-            while self.view.stands(slot & (self.view.slots() - 1), noted) {
-                assert!(Instant::now() < end, "the watcher did not tell of a change on the host");
-                thread::yield_now();
+        let turn = self.waits.fetch_add(1, Ordering::Relaxed) as usize % 2;
+        for (eye, markers) in self.eyes.iter().zip(&MARKERS) {
+            for (at, marker) in markers[turn].iter().enumerate() {
+                let watch = match eye {
+                    Eye::FileSystem => None,
+                    Eye::Inodes(watcher, marks) => Some((&**watcher, &marks[turn][at])),
+                };
+                while !self.heard(marker, watch).unwrap() {}
             }
         }
     }
@@ -217,7 +239,7 @@ impl World {
         for directory in 0..DIRECTORIES {
             fs::create_dir(root.join(format!("d{directory}"))).unwrap();
         }
-        for marker in MARKERS.as_flattened() {
+        for marker in MARKERS.as_flattened().as_flattened() {
             fs::write(root.join(marker), "").unwrap();
         }
         World {
@@ -390,10 +412,10 @@ struct Seat {
     _run: TempDir,
 }
 
-fn seat(root: &Path, table: &Arc<Table>, tells: bool) -> Seat {
+fn seat(root: &Path, table: &Arc<Table>, watcher: Option<Arc<InodeWatcher>>, tells: bool) -> Seat {
     let run = tempfile::tempdir().unwrap();
     let versions = tells.then(|| Arc::clone(table));
-    let config = virtiofs_hostdir::Config { root: root.into(), versions, ..Default::default() };
+    let config = virtiofs_hostdir::Config { root: root.into(), versions, watcher, ..Default::default() };
     let server = Arc::new(Server::new(Arc::new(HostDir::new(config).unwrap()), Limits::default()));
     let source = Source::Listening(UnixListener::bind(run.path().join("s")).unwrap());
     let identity = Identity::new("share", 1).unwrap();
@@ -415,26 +437,51 @@ struct Report {
     stale: Vec<String>,
 }
 
-/// Four guests at four devices of two daemons, and a program of the host if there can be a watcher. If not `all_tell`, the last device says
-/// nothing, and its guest alone changes files.
-fn history(wanted: u64, all_tell: bool) -> Report {
+/// Who tells of what the program on the host changes.
+enum Watch {
+    /// A watcher of the file system; without privileges there is no such program.
+    FileSystem,
+    /// Each daemon watches so many of the inodes that its guests ask about.
+    Inodes(usize),
+    /// Nobody, and there is no such program. And the last device does not tell either, whose guest alone changes files.
+    Nothing,
+}
+
+/// Four guests at four devices of two daemons, and a program of the host.
+fn history(wanted: u64, watch: Watch) -> Report {
+    let all_tell = !matches!(watch, Watch::Nothing);
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos() as u64;
     let seed = std::env::var("VIRTIOFS_SEED").ok().map_or(now, |seed| seed.parse().expect("VIRTIOFS_SEED is a number"));
     println!("seed {seed}");
     let (dir, shared) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let daemons = [(); 2].map(|()| Table::shared(shared.path(), None).unwrap());
+    let daemons = [(); DAEMONS].map(|()| Table::shared(shared.path(), None).unwrap());
     let world = World::new(dir.path(), wanted);
-    let seats: Vec<_> = (0..4).map(|at| seat(dir.path(), &daemons[at % 2], all_tell || at != 3)).collect();
-    let watcher = match Watcher::start(Arc::clone(&daemons[0]), fs::File::open(dir.path()).unwrap()) {
-        Ok(watcher) => all_tell.then_some(watcher),
-        Err(error) => {
-            println!("without a program on the host: {error}");
-            None
-        }
+    let mut watcher = None;
+    let mut eyes = Vec::new();
+    match watch {
+        Watch::FileSystem => match Watcher::start(Arc::clone(&daemons[0]), fs::File::open(dir.path()).unwrap()) {
+            Ok(started) => {
+                watcher = Some(started);
+                eyes.push(Eye::FileSystem);
+            }
+            Err(error) => println!("without a program on the host: {error}"),
+        },
+        Watch::Inodes(most) => eyes.extend(daemons.iter().map(|table| {
+            let watcher = InodeWatcher::start(Arc::clone(table), most).unwrap();
+            Eye::Inodes(Arc::new(watcher), array::from_fn(|_| array::from_fn(|_| Watched::default())))
+        })),
+        Watch::Nothing => {}
+    }
+    let of_inodes = |daemon: usize| match eyes.get(daemon) {
+        Some(Eye::Inodes(watcher, _)) => Some(Arc::clone(watcher)),
+        _ => None,
     };
-    let host = watcher.as_ref().map(|_| Host {
+    let seat = |at| seat(dir.path(), &daemons[at % DAEMONS], of_inodes(at % DAEMONS), all_tell || at != 3);
+    let seats: Vec<_> = (0..2 * DAEMONS).map(seat).collect();
+    let host = (!eyes.is_empty()).then(|| Host {
         root: world.root.clone(),
         view: View::new(daemons[1].fd()).unwrap(),
+        eyes,
         waits: AtomicU64::new(0),
     });
     thread::scope(|scope| {
@@ -448,26 +495,42 @@ fn history(wanted: u64, all_tell: bool) -> Report {
             scope.spawn(|| world.work("host", host, slot_of(seed, 99), true));
         }
     });
+    drop(watcher);
     let requests = seats.iter().flat_map(|seat| seat.server.metrics().operations().collect::<Vec<_>>());
     let requests = requests.filter(|row| matches!(row.0, "LOOKUP" | "GETATTR")).map(|row| row.1).sum();
     let report = Report { seed, answers: world.answers.into_inner(), requests, stale: world.stale.into_inner() };
-    println!("{} answers for {} requests, {} stale", report.answers, report.requests, report.stale.len());
+    println!("seed {seed}: {} answers for {} requests, {} stale", report.answers, report.requests, report.stale.len());
     report
+}
+
+fn wanted() -> u64 {
+    let wanted = std::env::var("VIRTIOFS_OPERATIONS").ok();
+    wanted.map_or(20_000, |wanted| wanted.parse().expect("VIRTIOFS_OPERATIONS is a number"))
+}
+
+fn none_is_stale(report: &Report) {
+    assert!(report.stale.is_empty(), "seed {}: {:#?}", report.seed, &report.stale[..report.stale.len().min(10)]);
+    assert!(report.answers >= wanted());
 }
 
 #[test]
 fn no_stale_answer_in_a_random_history() {
-    let wanted = std::env::var("VIRTIOFS_OPERATIONS").ok();
-    let wanted = wanted.map_or(20_000, |wanted| wanted.parse().expect("VIRTIOFS_OPERATIONS is a number"));
-    let report = history(wanted, true);
-    assert!(report.stale.is_empty(), "seed {}: {:#?}", report.seed, &report.stale[..report.stale.len().min(10)]);
-    assert!(report.answers >= wanted);
+    let report = history(wanted(), Watch::FileSystem);
+    none_is_stale(&report);
     assert!(report.requests < report.answers, "nothing was remembered");
+}
+
+/// With a watch for each inode, and with so few that they go round.
+#[test]
+fn no_stale_answer_where_single_inodes_are_watched() {
+    for most in [1000, 8] {
+        none_is_stale(&history(wanted(), Watch::Inodes(most)));
+    }
 }
 
 /// The same where one daemon keeps its changes to itself: the checker finds it out.
 #[test]
 fn the_checker_finds_a_daemon_that_does_not_tell() {
-    let report = history(5_000, false);
+    let report = history(5_000, Watch::Nothing);
     assert!(!report.stale.is_empty(), "seed {}", report.seed);
 }
