@@ -274,7 +274,7 @@ fn a_thousand_vmms_that_come_and_go_leave_nothing_behind() {
                 .send_bytes(&[2, 0, 0, 0, 1, 0, 0, 0, 8, 0, 0, 0, 1][..round as usize % 13], &[])
                 .unwrap();
         }
-        let guest = share.guest(Options { reconnects: round % 2 == 0, ..Options::default() });
+        let guest = share.guest(Options { reconnects: round.is_multiple_of(2), ..Options::default() });
         let file = guest.open("file", libc::O_RDONLY, 0).unwrap();
         let read = || assert_eq!(file.read_at(0, 10).unwrap(), [7; 10]);
         read();
