@@ -5,9 +5,13 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
+import virtiofs
+from tests.driver import GETATTR, VERSION_1, Ring, ask, init, request
 from virtiofs import Passthrough, serve
 from virtiofs.testing import Guest
 
@@ -91,3 +95,38 @@ def test_pages(page: str, tmp_path: Path) -> None:
             [sys.executable, "-W", "error", str(path)], cwd=tmp_path, capture_output=True, text=True, timeout=50
         )
         assert done.returncode == 0, done.stderr
+
+
+def test_the_page_for_who_embeds(share: Path) -> None:
+    """Its Python runs, in one process from top to bottom, with a VMM that only has the names."""
+    text = (EXAMPLES.parent / "docs" / "embedding.md").read_text().replace("/srv/data", str(share))
+    first, saving, keeping, window, table = [part.partition("```")[0] for part in text.split("```python\n")[1:]]
+    memory, interrupts = os.memfd_create("memory"), os.eventfd(0)
+    os.truncate(memory, 1 << 20)
+    names: dict[str, Any] = {name: getattr(virtiofs, name) for name in virtiofs.__all__}
+    names |= {
+        "ram_fd": memory,
+        "ram_size": 1 << 20,
+        "irqfd": interrupts,
+        "vm": Mock(),
+        "slot": 1,
+        "KVM_MEM_READONLY": 2,
+    }
+    names |= {"BASE": 0x1000, "BAR": 1 << 40, "TABLE": 1 << 41, "address": 0x1000, "size": 4, "data": bytes(4)}
+    exec(first, names)
+    assert names["data"] == b"virt"
+    hiprio, ring = (Ring(names["memory"], 0x4000_0000 + at) for at in (0, 0x4000))
+    names["device"].start(VERSION_1, [hiprio.queue(), ring.queue(call=interrupts)])
+    ask(names["device"], ring, init())
+    exec(saving, names)
+    assert names["device"].state == "running"
+    assert ask(names["device"], ring, request(GETATTR, node=1, body=bytes(16))) != b""
+    assert ring.error() == 0
+    names["device"].close()
+    for program in keeping, window:
+        exec(program, names)
+    names["device"].close()
+    with virtiofs.Device(Passthrough(share, version_table=virtiofs.VersionTable()), "data", names["memory"]) as device:
+        exec(table, names | {"device": device})
+    os.close(memory)
+    os.close(interrupts)
