@@ -30,7 +30,8 @@ numbers are one node if they are equal. The root is `FileSystem.root`.
 
 **Handles** are your own objects as well: what an open answers as ``Open(handle)`` comes back in the calls that have a
 handle, until `release`. With ``Open(backing=fd)`` the data of the file never come back to Python: they are read from and
-written to that descriptor natively.
+written to that descriptor natively. It is duplicated at once: close yours, as ``with open(path, "rb") as file: return
+Open(backing=file)`` does.
 
 **Errors**: raise `OSError`, and the guest's program gets its errno; `FileNotFoundError`, `PermissionError` and their like
 will do without a number. `NotImplementedError` is EOPNOTSUPP. Anything else is logged, once for each kind, and EIO for

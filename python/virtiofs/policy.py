@@ -170,8 +170,8 @@ class Policy:
         )
 
     What is decided anew at each open is a function, `on_open`. It gets what `Passthrough.open` gets, and lets the file be
-    opened by returning None, refuses by raising an OSError, or puts another file in its place: ``return Open(backing=fd)``.
-    What is then read and written stays native.
+    opened by returning None, refuses by raising an OSError, or puts another file in its place: ``return Open(backing=fd)``,
+    of which the descriptor is duplicated. What is then read and written stays native.
 
     Args:
         rules: The rules, the most important one first; up to 128.

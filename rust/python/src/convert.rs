@@ -1,5 +1,6 @@
 //! What handlers return, as the wire has it.
 
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use pyo3::exceptions::{PyTypeError, PyValueError};
@@ -10,7 +11,6 @@ use virtiofs_fuse::{BACKING, Error, Result};
 use crate::attr::Attr;
 use crate::buffer::with_bytes;
 use crate::client::Name;
-use crate::fd;
 use crate::handlers::{Base, Defaults};
 use crate::native::Node;
 use crate::opened::{Listed, Listing, Opened, PYTHON};
@@ -198,7 +198,7 @@ fn opened_as(
     let handle = open.handle.bind(answer.py());
     let fh = match open.backing {
         Some(number) => {
-            let Ok(fd) = fd::duplicate(number) else {
+            let Some(Ok(fd)) = open.kept.as_ref().map(OwnedFd::try_clone) else {
                 return wrong_value(format!("must return an open descriptor as backing, not {number}"));
             };
             match base {

@@ -1,6 +1,7 @@
 //! What operations answer beside attributes: frozen values.
 
 use std::ffi::OsString;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
 
 use pyo3::exceptions::PyValueError;
@@ -10,6 +11,7 @@ use virtiofs_guest as guest;
 
 use crate::attr::Attr;
 use crate::blocks::Blocks;
+use crate::fd;
 
 /// A name that was looked up: its node, and how long the name and the attributes may be trusted (seconds; None for what the file
 /// system says). Of a guest's lookup, `node` is the node id.
@@ -115,16 +117,23 @@ impl DirEntry {
 }
 
 /// An open file or directory: the handle, and the FOPEN flags that come with it. Of a guest's open, `handle` is the handle's number.
-#[pyclass(frozen, get_all, module = "virtiofs", skip_from_py_object)]
+#[pyclass(frozen, module = "virtiofs", skip_from_py_object)]
 pub(crate) struct Open {
     /// What later calls get as `handle`: any object.
+    #[pyo3(get)]
     pub(crate) handle: Py<PyAny>,
-    /// Descriptor that serves the data.
+    /// Descriptor that serves the data, as it was given. It is duplicated at once: who gave it may close it.
+    #[pyo3(get)]
     pub(crate) backing: Option<i32>,
-    /// Which of them are there, if not all.
+    /// The duplicate; None if there was nothing to duplicate.
+    pub(crate) kept: Option<OwnedFd>,
+    /// Which of the data are there, if not all.
+    #[pyo3(get)]
     pub(crate) blocks: Option<Py<Blocks>>,
+    #[pyo3(get)]
     pub(crate) flags: u32,
     /// The handle's number, if the native file system has it already.
+    #[pyo3(get)]
     pub(crate) native: Option<u64>,
 }
 
@@ -164,7 +173,8 @@ impl Open {
         ] {
             flags |= if on { flag } else { 0 };
         }
-        Ok(Open { handle: handle.unwrap_or_else(|| py.None()), backing, blocks, flags, native: None })
+        let kept = backing.and_then(|number| fd::duplicate(number).ok());
+        Ok(Open { handle: handle.unwrap_or_else(|| py.None()), backing, kept, blocks, flags, native: None })
     }
 
     fn __eq__(&self, py: Python<'_>, other: &Open) -> PyResult<bool> {
@@ -183,7 +193,7 @@ impl Open {
     /// A handle that is known by its number: in a guest, or to the native file system.
     pub(crate) fn by_number(py: Python<'_>, open: &wire::OpenOut) -> PyResult<Open> {
         let handle = open.fh.into_pyobject(py)?.into_any().unbind();
-        Ok(Open { handle, flags: open.open_flags, backing: None, blocks: None, native: Some(open.fh) })
+        Ok(Open { handle, flags: open.open_flags, backing: None, kept: None, blocks: None, native: Some(open.fh) })
     }
 }
 
