@@ -523,7 +523,7 @@ fn no_stale_answer_in_a_random_history() {
 /// With a watch for each inode, and with so few that they go round.
 #[test]
 fn no_stale_answer_where_single_inodes_are_watched() {
-    for most in [1000, 8] {
+    for most in [1000, 12] {
         none_is_stale(&history(wanted(), Watch::Inodes(most)));
     }
 }
