@@ -1,10 +1,12 @@
 """What is promised of file systems in Python, and what comes of it: python benches/python/promises.py [--quick]
 
-Each line is one promise: two things measured in turns, in processes of their own, and the ratio of their medians. pyfuse3 and
+Each line is one promise: two things measured in turns, in processes of their own, and the ratio of their medians. Where both
+are ours they run at once and take turns of a moment, and the ratio is the median of those of neighbours. pyfuse3 and
 mfusepy are compared where they are installed (`pip install mfusepy`, `apt install python3-pyfuse3`) and root may mount.
 """
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys
@@ -12,7 +14,8 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,9 @@ from virtiofs.testing import Guest
 
 HERE = Path(__file__).resolve().parent
 ROUNDS = 5
+DEPTHS = (1, 8, 32)
+MOMENT = 0.1
+"""Seconds for which one of two is asked before it is the other's turn."""
 Figures = dict[str, float]
 
 
@@ -46,6 +52,28 @@ def compared(first: Callable[[], float], second: Callable[[], float], rounds: in
     """The medians of two things that are measured in turns."""
     pairs = [(first(), second()) if turn % 2 else (second(), first())[::-1] for turn in range(rounds)]
     return statistics.median(a for a, _ in pairs), statistics.median(b for _, b in pairs)
+
+
+def side_by_side(
+    ours: tuple[str, Path], base: tuple[str, Path], row: str, key: str, depth: int, turns: int
+) -> list[float]:
+    """The medians of two daemons that run at once and are asked by turns, and that of the ratios of neighbours."""
+    with ExitStack() as stack:
+        drivers = []
+        for kind, directory in (ours, base):
+            sock, pid = stack.enter_context(running(serving(kind), directory))
+            drivers.append(_core.Load(sock, pid=pid, depth=depth))
+            stack.callback(drivers[-1].close)
+            drivers[-1].prepare()
+        pairs = []
+        for turn in range(turns):
+            pair = [0.0, 0.0]
+            for which in (0, 1) if turn % 2 else (1, 0):
+                figures: dict[str, Any] = {**drivers[which].run(row, depth=depth, seconds=MOMENT)}
+                pair[which] = figures[key]
+            pairs.append(pair)
+    first, second = (statistics.median(pair[which] for pair in pairs) for which in (0, 1))
+    return [first, second, statistics.median(one / other for one, other in pairs)]
 
 
 def beside(directory: Path, kind: str, seconds: float, *, disturbed: bool) -> float:
@@ -123,55 +151,119 @@ print(sum(counts) / {seconds})
     return float(done.stdout)
 
 
-def lines(directory: Path, memory: Path, rounds: int, seconds: float) -> Iterator[tuple[str, str, str]]:
-    """Promise, what was measured, and the ratio."""
+Line = tuple[str, str, str]
+"""Promise, what was measured, and the ratio."""
 
-    def row(name: str, ours: tuple[str, Path], base: tuple[str, Path], key: str, depth: int) -> tuple[float, float]:
-        def run(kind: str, where: Path) -> float:
-            return load(kind, where, name, depth, seconds)[key]
 
-        return compared(lambda: run(*ours), lambda: run(*base), rounds)
+@dataclass(frozen=True)
+class Bench:
+    """Where the files are, on a disk and in memory, and for how long to measure."""
 
-    a, b = row("getattr", ("Same", directory), ("Passthrough", directory), "ops_per_s", 8)
-    yield "overrides nothing: at least 0.98x of Passthrough", f"GETATTR {a:.0f}/s, {b:.0f}/s", f"{a / b:.2f}x"
+    directory: Path
+    memory: Path
+    rounds: int
+    seconds: float
+
+    @property
+    def turns(self) -> int:
+        return 4 * self.rounds
+
+
+def overrides_nothing(bench: Bench) -> Iterator[Line]:
+    for depth in DEPTHS:
+        ours, base = ("Same", bench.directory), ("Passthrough", bench.directory)
+        a, b, ratio = side_by_side(ours, base, "getattr", "ops_per_s", depth, bench.turns)
+        promise = f"overrides nothing, {depth} at a time: at least 0.98x of Passthrough"
+        yield promise, f"GETATTR {a:.0f}/s, {b:.0f}/s", f"{ratio:.2f}x"
+
+
+def sleeps(bench: Bench) -> Iterator[Line]:
     a, b = compared(
-        lambda: beside(directory, "Sleepy", seconds, disturbed=True),
-        lambda: beside(directory, "Sleepy", seconds, disturbed=False),
-        rounds,
+        lambda: beside(bench.directory, "Sleepy", bench.seconds, disturbed=True),
+        lambda: beside(bench.directory, "Sleepy", bench.seconds, disturbed=False),
+        bench.rounds,
     )
     yield "native READ beside lookups of 10 ms: p99 at most 1.2x", f"{a:.1f} µs, alone {b:.1f} µs", f"{a / b:.2f}x"
-    a, b = row("seqread1m", ("Copies", memory), ("Passthrough", memory), "mib_per_s", 1)
+
+
+def backings(bench: Bench) -> Iterator[Line]:
+    # Daemons of their own for each measurement: the load closes its files with its session, and each is a copy in memory here.
+    def read(kind: str) -> float:
+        return load(kind, bench.memory, "seqread1m", 1, bench.seconds)["mib_per_s"]
+
+    a, b = compared(lambda: read("Copies"), lambda: read("Passthrough"), 2 * bench.rounds)
     yield "a memfd as backing: at least 0.95x of native", f"READ of 1 MiB {a:.0f}, {b:.0f} MiB/s", f"{a / b:.2f}x"
+
+
+def one_copy(bench: Bench) -> Iterator[Line]:
     cpu, one = compared(
-        lambda: load("Buffers", memory, "seqread1m", 1, seconds)["daemon_cpu_us"], copy_of_a_mebibyte, rounds
+        lambda: load("Buffers", bench.memory, "seqread1m", 1, bench.seconds)["daemon_cpu_us"],
+        copy_of_a_mebibyte,
+        bench.rounds,
     )
     yield "READ of 1 MiB from a buffer: one copy", f"{cpu:.0f} µs of CPU, a copy {one:.0f} µs", f"{cpu / one:.2f}x"
-    for depth in (1, 8):
-        found = [load("Trivial", directory, "getattr", depth, seconds) for _ in range(rounds)]
-        cpu = statistics.median(each["daemon_cpu_us"] for each in found)
-        ours = statistics.median(each["ops_per_s"] for each in found)
-        yield f"a trivial getattr, {depth} at a time: at most 8 µs of CPU", f"{ours:.0f}/s", f"{cpu:.1f} µs"
-        for name in ("pyfuse3", "mfusepy"):
-            try:
-                theirs = statistics.median(through_dev_fuse(name, depth, seconds) for _ in range(rounds))
-                yield f"the same by {name}: at least 5x", f"{ours:.0f}/s, {theirs:.0f}/s", f"{ours / theirs:.2f}x"
-            except (OSError, RuntimeError, subprocess.SubprocessError) as error:
-                yield f"the same by {name}: at least 5x", str(error), "-"
+
+
+def trivial(bench: Bench) -> Iterator[Line]:
+    for depth in DEPTHS:
+        ours: list[Figures] = []
+        peers: dict[str, list[float] | str] = {"pyfuse3": [], "mfusepy": []}
+        for _ in range(bench.rounds):
+            ours.append(load("Trivial", bench.directory, "getattr", depth, bench.seconds))
+            for name, found in peers.items():
+                try:
+                    if isinstance(found, list):
+                        found.append(through_dev_fuse(name, depth, bench.seconds))
+                except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+                    peers[name] = str(error)
+        cpu = statistics.median(each["daemon_cpu_us"] for each in ours)
+        rates = [each["ops_per_s"] for each in ours]
+        yield f"a trivial getattr, {depth} at a time: at most 8 µs of CPU", told(rates), f"{cpu:.1f} µs"
+        for name, found in peers.items():
+            promise = f"the same by {name}: at least 5x"
+            if isinstance(found, str):
+                yield promise, found, "-"
+            else:
+                yield promise, told(found), f"{statistics.median(rates) / statistics.median(found):.2f}x"
+
+
+PARTS: dict[str, Callable[[Bench], Iterator[Line]]] = {
+    "overrides": overrides_nothing,
+    "sleeps": sleeps,
+    "backings": backings,
+    "copy": one_copy,
+    "trivial": trivial,
+}
+
+
+def told(rates: Sequence[float]) -> str:
+    """A median, and between what."""
+    return f"{statistics.median(rates):.0f}/s ({min(rates):.0f} to {max(rates):.0f})"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="one short round: whether it runs at all")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--seconds", type=float, default=2.0, help="of one measurement")
     parser.add_argument("--directory", type=Path, help="where the files are; a temporary directory by default")
+    parser.add_argument(
+        "--processors", type=int, help="use so many: what is left on one is the cost without waking others"
+    )
+    parser.add_argument("--parts", default=",".join(PARTS), help="which promises: %(default)s")
     given: Any = parser.parse_args(arguments)
-    rounds, seconds = (1, 0.2) if given.quick else (ROUNDS, 2.0)
+    if given.processors:
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-given.processors :])
+    rounds, seconds = (1, 0.2) if given.quick else (given.rounds, given.seconds)
     with (
         tempfile.TemporaryDirectory(dir=given.directory, prefix="virtiofs-") as disk,
         tempfile.TemporaryDirectory(dir="/dev/shm", prefix="virtiofs-") as memory,
     ):
         print("| promise | measured | ratio |\n|---|---|--:|")
-        for promise, measured, ratio in lines(Path(disk), Path(memory), rounds, seconds):
-            print(f"| {promise} | {measured} | {ratio} |", flush=True)
+        bench = Bench(Path(disk), Path(memory), rounds, seconds)
+        for part in given.parts.split(","):
+            for promise, measured, ratio in PARTS[part](bench):
+                print(f"| {promise} | {measured} | {ratio} |", flush=True)
     return 0
 
 

@@ -46,7 +46,7 @@ class Copies(Passthrough):
         with open(os.path.join(self.directory, node.path), "rb") as file:
             while os.sendfile(copy, file.fileno(), None, 1 << 30):
                 pass
-        # The server has one of its own.
-        opened = Open(backing=os.dup(copy))
+        # The server has a duplicate.
+        opened = Open(backing=copy)
         os.close(copy)
         return opened
