@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import virtiofs
 from tests.daemon import Start
 from virtiofs.mountpoint import procfs_within
 from virtiofs.testing import Guest
@@ -291,28 +292,37 @@ def test_the_parent_of_the_share_is_not_told_of(guest: Guest, outside: Outside) 
 
 
 def test_magic_links(share: Path, outside: Outside, start: Start, tmp_path: Path) -> None:
-    """A procfs below the share: its links lead to roots and working directories of processes, and are not followed."""
+    """A procfs below the share: its links lead to roots of processes, its files are their memory, and no guest gets there."""
+    (share / "memory").touch()
     subprocess.run(["mount", "-t", "proc", "proc", share / "sub"], check=True)
+    subprocess.run(["mount", "--bind", "/proc/self/mem", share / "memory"], check=True)
     try:
         for sandbox in ("namespace", "none"):
             daemon = start(share, "--socket", tmp_path / "s", f"--sandbox={sandbox}")
             with Guest(tmp_path / "s") as guest:
                 client = guest.client
-                pid = client.lookup(guest.node("sub"), str(os.getpid())).node
-                for name in ("root", "cwd", "exe"):
-                    link = client.lookup(pid, name)
-                    node = link.node
-                    assert stat.S_ISLNK(link.attr.mode)
-                    assert number(client.open, node, os.O_RDONLY) in (
-                        errno.ELOOP,
-                        errno.EACCES,
-                    )
-                    assert number(client.opendir, node) == errno.ENOTDIR
-                    assert number(client.lookup, node, "etc") == errno.ENOTDIR
-            assert f"{share / 'sub'} is a procfs, and shared" in daemon.log()
+                for name in ("sub", "memory"):
+                    assert number(client.lookup, ROOT, name) == errno.EACCES
+                handle = client.opendir(ROOT).handle
+                entries = {entry.name: entry for entry in client.readdir(ROOT, handle, plus=True)}
+                assert entries["sub"].entry is None
+                assert entries["memory"].entry is None
+                client.releasedir(ROOT, handle)
+            assert f"{share / 'sub'} is a procfs" in daemon.log()
             assert daemon.end() == 0
     finally:
-        subprocess.run(["umount", share / "sub"], check=True)
+        subprocess.run(["umount", share / "sub", share / "memory"], check=True)
+
+
+def test_a_procfs_is_no_share(tmp_path: Path) -> None:
+    (tmp_path / "bound").mkdir()
+    subprocess.run(["mount", "--bind", "/proc/sys", tmp_path / "bound"], check=True)
+    try:
+        for directory in (Path("/proc/self"), tmp_path / "bound"):
+            with pytest.raises(PermissionError, match="a procfs is not shared"):
+                Guest(virtiofs.Passthrough(directory))
+    finally:
+        subprocess.run(["umount", tmp_path / "bound"], check=True)
 
 
 @pytest.mark.parametrize("place", ["proc", "proc/sys/kernel", "sp ace/proc"])

@@ -96,9 +96,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         warnings.append(problem)
     for directory in {os.path.abspath(share.directory) for share in config.shares if share.directory is not None}:
         if (point := procfs_within(directory)) is not None:
-            warnings.append(
-                f"{point} is a procfs, and shared: a guest finds this process there, its memory too, and owns it"
-            )
+            warnings.append(f"{point} is a procfs, where guests would find this process: it is not shared")
     for warning in warnings:
         _core.log("warn", warning)
     if needs is not None and asked.ways(python=python) == ("none",) and asked.filters("none", python=python):

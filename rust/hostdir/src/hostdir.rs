@@ -19,7 +19,7 @@ use crate::handles::{DirHandle, FileHandle, Handles};
 use crate::inodes::{Inode, Inodes, NewInode};
 use crate::locks::Locks;
 use crate::pins::Hold;
-use crate::procfd::ProcFd;
+use crate::procfd::{ProcFd, is_procfs};
 use crate::rules::{Facts, HIDDEN, Rules};
 use crate::standing::Standing;
 use crate::stat::Status;
@@ -57,7 +57,7 @@ impl HostDir {
     ///
     /// # Errors
     ///
-    /// What open(2) says of the root, ENOTDIR included; an explained error if /proc cannot be used.
+    /// What open(2) says of the root, ENOTDIR included; an explained error if it is on a procfs, or if /proc cannot be used.
     pub fn new(config: Config) -> io::Result<HostDir> {
         HostDir::sharing(config, Arc::default())
     }
@@ -67,6 +67,10 @@ impl HostDir {
     pub fn sharing(config: Config, locks: Arc<Locks>) -> io::Result<HostDir> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(CWD, config.root.as_path(), flags, Mode::empty())?;
+        if is_procfs(&fd)? {
+            let text = "a procfs is not shared, for a guest would find this process there, and its memory";
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
+        }
         let proc = ProcFd::open(&fd)?;
         // Found out once, while the process may still read it.
         _ = ids_are_all_mapped();

@@ -13,6 +13,7 @@ use crate::error::{Lift, errno};
 use crate::hostdir::component;
 use crate::inodes::{Inode, Key, NewInode};
 use crate::pins::Hold;
+use crate::procfd::is_procfs;
 use crate::seen::Seen;
 use crate::stat::Status;
 
@@ -84,8 +85,24 @@ impl HostDir {
         let other_file_system = (key.mount, key.device) != (dir.key.mount, dir.key.device);
         let submount = other_file_system && status.is_directory() && self.submounts();
         let foreign = !submount && (dir.foreign || key.device != dir.key.device);
+        if other_file_system {
+            self.check_crossing(dir, name, &hold)?;
+        }
         let effects = self.effects_for(dir, name, status)?;
         self.inodes.enter(key, NewInode::new(hold, status, effects, submount, foreign))
+    }
+
+    /// EACCES for what lies on a procfs: this process is among its files, its memory too, whatever keeps it from the rest of the host.
+    fn check_crossing(&self, dir: &Inode, name: &CStr, hold: &Hold) -> Result<()> {
+        let opened;
+        let there = match hold {
+            Hold::Fd(fd) => fd.as_fd(),
+            _ => {
+                opened = open_path(dir.fd()?.as_fd(), name)?;
+                opened.as_fd()
+            }
+        };
+        if is_procfs(there).lift()? { errno(libc::EACCES) } else { Ok(()) }
     }
 
     /// The name is about to lead elsewhere, by this guest's own doing: a node that has nothing else of its inode gets hold of it.

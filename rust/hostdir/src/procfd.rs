@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{CWD, Mode, OFlags, StatFs};
+use rustix::fs::{CWD, Mode, OFlags};
 use rustix::path::DecInt;
 use virtiofs_fuse::Result;
 
@@ -11,6 +11,11 @@ use crate::error::Lift;
 use crate::stat::Status;
 
 const PROC_SUPER_MAGIC: i64 = 0x9fa0;
+
+/// Whether a descriptor is of a file that is about processes.
+pub(crate) fn is_procfs(fd: impl AsFd) -> rustix::io::Result<bool> {
+    rustix::fs::fstatfs(fd).map(|of| of.f_type == PROC_SUPER_MAGIC)
+}
 
 /// The directory of this process's descriptors, opened once. It belongs to the process that opened it: not for use after a fork.
 pub(crate) struct ProcFd(OwnedFd);
@@ -22,8 +27,7 @@ impl ProcFd {
         let unusable = |why: &str| io::Error::other(format!("/proc/self/fd {why}; mount procfs at /proc"));
         let dir = rustix::fs::openat(CWD, c"/proc/self/fd", flags, Mode::empty())
             .map_err(|error| unusable(&format!("cannot be opened ({error})")))?;
-        let StatFs { f_type, .. } = rustix::fs::fstatfs(&dir)?;
-        if f_type != PROC_SUPER_MAGIC {
+        if !is_procfs(&dir)? {
             return Err(unusable("is not procfs"));
         }
         let proc = ProcFd(dir);
