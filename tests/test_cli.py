@@ -214,11 +214,12 @@ def test_no_log_per_request(start: Start, share: Path, tmp_path: Path) -> None:
     daemon = start(share, "--socket", tmp_path / "s", "-d")
     with Guest(tmp_path / "s") as guest:
         guest.read_file("hello")
-        before = len(daemon.log())
+        before = len(daemon.log().splitlines())
         for _ in range(100):
             guest.client.getattr(1)
             guest.read_file("hello")
-        assert len(daemon.log()) == before
+        # What was on its way when the guest began may still come.
+        assert len(daemon.log().splitlines()) < before + 20
 
 
 def test_print_capabilities() -> None:
