@@ -47,7 +47,8 @@ class Inside:
 
     def start(self, log: str, steps: tuple[str, ...]) -> int:
         command = shlex.join(["python3", "-I", "/run/checks.py", "locks", "/mnt/share/file", log, *steps])
-        return int(self.guest.check(f": > {log}; {command} > {log}.out 2>&1 & echo $!"))
+        # Both are there before the program is, which may be slow to begin.
+        return int(self.guest.check(f": > {log}; : > {log}.out; {command} > {log}.out 2>&1 & echo $!"))
 
     def said(self, log: str) -> list[str]:
         return self.guest.check(f"cat {log} {log}.out").split()
