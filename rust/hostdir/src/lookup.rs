@@ -85,7 +85,8 @@ impl HostDir {
         let other_file_system = (key.mount, key.device) != (dir.key.mount, dir.key.device);
         let submount = other_file_system && status.is_directory() && self.submounts();
         let foreign = !submount && (dir.foreign || key.device != dir.key.device);
-        if other_file_system {
+        // A procfs is a mount of its own; before Linux 5.8 its device alone tells. Others differ in devices at each file (overlayfs).
+        if key.mount != dir.key.mount || key.mount == 0 && other_file_system {
             self.check_crossing(dir, name, &hold)?;
         }
         let effects = self.effects_for(dir, name, status)?;
