@@ -189,21 +189,11 @@ impl Shared {
 mod tests {
     use std::fs::{self, File};
     use std::path::Path;
-    use std::time::{Duration, Instant};
 
     use super::*;
     use crate::View;
     use crate::protocol::Word;
-
-    const LONG: Duration = Duration::from_secs(60);
-
-    fn becomes(what: &str, look: impl Fn() -> bool) {
-        let end = Instant::now() + LONG;
-        while !look() {
-            assert!(Instant::now() < end, "{what}");
-            std::thread::sleep(Duration::from_millis(1));
-        }
-    }
+    use crate::waiting::becomes;
 
     /// A file that is watched, with its slot and its mark.
     fn watched(watcher: &InodeWatcher, path: &Path, slot: u64) -> (File, Watched) {

@@ -18,6 +18,8 @@ mod peers;
 pub mod protocol;
 mod table;
 mod view;
+#[cfg(test)]
+mod waiting;
 mod watcher;
 
 pub use changes::{Changed, Changes};

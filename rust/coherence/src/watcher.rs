@@ -189,23 +189,13 @@ mod tests {
     use std::os::fd::AsRawFd;
     use std::os::unix::fs::MetadataExt;
     use std::path::PathBuf;
-    use std::time::{Duration, Instant};
 
     use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 
     use super::*;
     use crate::View;
     use crate::protocol::Word;
-
-    const LONG: Duration = Duration::from_secs(60);
-
-    fn becomes(what: &str, look: impl Fn() -> bool) {
-        let end = Instant::now() + LONG;
-        while !look() {
-            assert!(Instant::now() < end, "{what}");
-            std::thread::sleep(Duration::from_millis(1));
-        }
-    }
+    use crate::waiting::becomes;
 
     /// A file system that nobody else knows: on others programs come and go whose events would do for what is looked for here.
     fn private() -> io::Result<OwnedFd> {
