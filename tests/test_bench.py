@@ -11,7 +11,7 @@ from tests.daemon import virtiofs
 from virtiofs import _core
 from virtiofs.bench import Daemon, Plan, known, measure
 from virtiofs.bench.measure import steps
-from virtiofs.bench.table import markdown, medians, ratios
+from virtiofs.bench.report import markdown
 
 SHORT = Plan(seconds=0.02, warm=0.0, rounds=2, inodes=200, native=False)
 OURS = known(rust="/nonexistent", c="/nonexistent")[:1]
@@ -23,12 +23,15 @@ def test_every_row_does_its_work_over_vhost_user_and_natively(tmp_path: Path) ->
     told: list[str] = []
     found = measure(plan, OURS, tmp_path, progress=told.append, failed=pytest.fail)
     assert len(told) == steps(plan, OURS)
-    assert {one["row"] for one in found} == set(_core.load_rows())
-    assert len(found) == len(plan.rows) * len(plan.depths) * 2
-    for one in found:
+    rows = [one for one in found if one["row"] != "wakeup"]
+    assert {one["row"] for one in rows} == set(_core.load_rows())
+    # System calls have no depth.
+    assert len(rows) == len(plan.rows) * (len(plan.depths) + 1)
+    for one in rows:
         assert one["ops"] > 0, one
         assert 0 < one["p50_us"] <= one["p99_us"], one
         assert one["daemon_cpu_us"] > 0, one
+        assert (one["daemon"] == "native") == (one["kicks_per_op"] == 0), one
         assert (one["mib_per_s"] > 0) == (one["row"] == "churn4k" or one["row"].startswith(("rand", "seq"))), one
     # Nothing of the work is left behind.
     assert sorted(path.name for path in tmp_path.iterdir()) == ["big", "list", "many", "work"]
@@ -56,22 +59,6 @@ def test_a_daemon_that_does_not_start_is_told_and_the_others_go_on(tmp_path: Pat
     assert all("broken" in line for line in failed)
 
 
-def test_ratios_are_ours_over_the_better_peer() -> None:
-    def one(daemon: str, rate: float, cpu: float) -> dict[str, object]:
-        figures = dict.fromkeys(("mib_per_s", "p50_us", "p99_us", "driver_cpu_us", "rss_kib"), 1.0)
-        line = {"row": "getattr", "depth": 8, "queues": 1, "driver": "blocking"}
-        return {**line, **figures, "daemon": daemon, "ops_per_s": rate, "daemon_cpu_us": cpu}
-
-    rounds = [one("ours", 100, 2), one("ours", 300, 4), one("ours", 200, 3)]
-    peers = [one("slow", 50, 1.5), one("quick", 160, 6), one("native", 10_000, 0.1)]
-    found = medians(rounds + peers)
-    (ratio,) = ratios(found)
-    assert (ratio["ops_ratio"], ratio["fastest_peer"]) == (200 / 160, "quick")
-    assert (ratio["cpu_ratio"], ratio["cheapest_peer"]) == (2, "slow")
-    (figures,) = found.values()
-    assert (figures["ours"]["slowest"], figures["ours"]["fastest"]) == (100, 300)
-
-
 def test_the_command_writes_a_page_that_needs_nothing_else(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     stem = tmp_path / "out" / "result"
@@ -82,9 +69,19 @@ def test_the_command_writes_a_page_that_needs_nothing_else(tmp_path: Path) -> No
     assert stem.with_suffix(".md").read_text().strip() == done.stdout.strip()
     result = json.loads(stem.with_suffix(".json").read_text())
     assert result["machine"]["cpus"] > 0
+    assert {"one", "free"} <= set(result["wakeup"])
+    assert [(one["row"], one["depth"]) for one in result["limits"]] == [
+        (row, depth) for row in ("getattr", "mixed") for depth in (1, 2)
+    ]
+    # No peer: no ratios, but bare system calls.
+    assert {one["figure"] for one in result["bars"]} == {"over"}
+    for title in ("What is to be had", "Bars"):
+        assert f"### {title}" in done.stdout
     assert result["daemons"]["ours"]["version"].startswith("virtiofs ")
     page = stem.with_suffix(".html").read_text()
     assert page.count("<svg") == 4
+    assert "<h2>What is to be had</h2>" in page
+    assert "<h2>Bars</h2>" in page
     # Names of XML are no addresses; nothing is loaded from anywhere.
     assert not re.search(r"""<link|<script src|<img|@import|url\((?!#)|src=["']http""", page)
     data = re.search(r'id="measurements">(.*?)</script>', page, re.DOTALL)

@@ -53,6 +53,7 @@ __all__ = [
     "landlock_version",
     "load_native",
     "load_rows",
+    "load_wakeup",
     "log",
     "log_sink",
     "log_stop",
@@ -777,11 +778,20 @@ class _Figures(TypedDict):
     p99_us: float
     daemon_cpu_us: float
     driver_cpu_us: float
-    kicks: int
+    kicks_per_op: float
+    calls_per_op: float
     rss_kib: int
 
+class _WakeUp(TypedDict):
+    waker_cpu_us: float
+    delay_us: float
+    woken_cpu_us: float
+    round_trip_us: float
+    round_trip_cpu_us: float
+
 def load_rows() -> list[str]: ...
-def load_native(directory: _Path, row: str, *, depth: int = 1, seconds: float = 1.0, warm: float = 0.2) -> _Figures: ...
+def load_native(directory: _Path, row: str, *, seconds: float = 1.0, warm: float = 0.2) -> _Figures: ...
+def load_wakeup(*, seconds: float = 0.1, processors: tuple[int, int] | None = None) -> _WakeUp: ...
 
 @final
 class Load:

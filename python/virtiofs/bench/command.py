@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from virtiofs import _core
 from virtiofs.errors import ConfigError
 
-from . import machine, table
+from . import limits, machine, report, table, verdicts, wakeup
 from .daemons import NATIVE, Daemon, known
 from .measure import Measurement, Plan, measure, steps
 from .progress import progress_bar
@@ -29,7 +29,8 @@ def options(parser: argparse.ArgumentParser) -> None:
     usual = Plan()
     parser.description = (
         "Drives this package's daemon, and others that are found here, with the embedded guest: the same work on the same "
-        "files, in turns. Prints a table of medians. The load of the machine goes into every figure: let it be idle."
+        "files, in turns. Beside them what is to be had: the bare system calls in one thread, and bare wake-ups. Prints tables "
+        "of medians. The load of the machine goes into every figure: let it be idle."
     )
     parser.add_argument(
         "--dir", type=Path, metavar="DIR", help="where the files are made (default: a new temporary one)"
@@ -43,7 +44,9 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, metavar="N", help="times that everything is run (default: 3)")
     parser.add_argument("--seconds", type=float, metavar="S", help="per row, depth, daemon and round (default: 1)")
     parser.add_argument("--inodes", type=int, metavar="N", help="of the memory row; 0 for none (default: 100,000)")
-    parser.add_argument("--no-native", action="store_true", help="no system calls on the directory beside the daemons")
+    parser.add_argument(
+        "--no-native", action="store_true", help="neither bare system calls nor wake-ups beside the daemons"
+    )
     parser.add_argument("--quick", action="store_true", help="a smoke test: few rows, one short round, little memory")
     parser.add_argument("--only", metavar="A,…", help="of ours, rust, rust-bare, c: who is measured")
     parser.add_argument("--ours", metavar="CMD", help="our command, with {dir} and {sock} in it")
@@ -73,7 +76,7 @@ def run(parsed: argparse.Namespace) -> int:
         with progress_bar(steps(plan, daemons)) as progress:
             found = measure(plan, daemons, directory, progress=progress, failed=failures.append)
     names = [daemon.name for daemon in daemons] + ([NATIVE] if plan.native else [])
-    text = machine.title(about, plan.rounds) + "\n\n" + table.markdown(found, names)
+    text = machine.title(about, plan.rounds) + "\n\n" + report.markdown(found, names)
     print(text)
     for failure in failures:
         print(f"virtiofs bench: {failure}", file=sys.stderr)
@@ -151,6 +154,9 @@ def _write(
         "machine": about,
         "daemons": told,
         "ratios": table.ratios(table.medians(found)),
+        "wakeup": wakeup.wakeups(found),
+        "limits": limits.limits(found),
+        "bars": verdicts.verdicts(found),
         "measurements": found,
     }
     stem.with_suffix(".md").write_text(text)

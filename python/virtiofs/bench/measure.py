@@ -10,11 +10,13 @@ from virtiofs import _core
 from virtiofs.errors import ProtocolError
 
 from .daemons import NATIVE, Daemon, running
+from .wakeup import measure_wakeups
 
 Measurement: TypeAlias = dict[str, Any]
 """One row at one depth by one daemon in one round: the keys of the JSON, see `virtiofs bench --help`."""
 
 INODE_DIRECTORIES: Final = 100
+WAKEUP_SECONDS: Final = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +31,7 @@ class Plan:
         rounds: times that everything is run.
         seconds: measured per row, depth, daemon and round.
         warm: seconds of the same before that.
-        native: measure system calls on the directory too.
+        native: measure bare system calls on the directory, in one thread, and bare wake-ups too.
         inodes: inodes of the memory row; 0 for none.
     """
 
@@ -97,9 +99,10 @@ def measure(
                 found += [one | {"round": turn} for one in ways]
             if plan.native:
                 progress(f"{row} round {turn + 1}/{plan.rounds} {NATIVE}")
-                for depth in plan.depths:
-                    figures = _core.load_native(directory, row, depth=depth, seconds=plan.seconds, warm=plan.warm)
-                    found.append({**figures, "daemon": NATIVE, "driver": "blocking", "round": turn})
+                # One thread has one operation at a time: there are no depths.
+                figures = _core.load_native(directory, row, seconds=plan.seconds, warm=plan.warm)
+                found.append({**figures, "daemon": NATIVE, "driver": "blocking", "round": turn})
+                found += [one | {"round": turn} for one in measure_wakeups(min(plan.seconds, WAKEUP_SECONDS))]
     if plan.inodes:
         each = _make_inodes(directory, plan.inodes)
         for daemon in daemons:

@@ -3,7 +3,7 @@
 import html
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import matplotlib as mpl
@@ -12,7 +12,7 @@ mpl.use("Agg")
 
 from matplotlib.figure import Figure
 
-from . import table
+from . import limits, table, verdicts, wakeup
 from .daemons import OURS
 from .machine import Machine, title
 from .measure import Measurement
@@ -90,19 +90,48 @@ def inline(text: str) -> str:
     return text[text.index("<svg") :]
 
 
-def _table(heads: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    ratio_at = {head: at for at, head in enumerate(heads) if head in ("ops", "CPU", "p50")}
+def _table(
+    heads: Sequence[str],
+    body: Sequence[Sequence[str]],
+    good: Callable[[str, str], bool | None] = lambda _head, _cell: None,
+) -> str:
+    """`good` tells of the head and the text of a cell whether it is good or bad news, or none."""
+    marks = {True: ' class="good"', False: ' class="bad"', None: ""}
     lines = ["<table><tr>", *(f"<th>{html.escape(head)}</th>" for head in heads), "</tr>"]
     for row in body:
-        lines.append("<tr>")
-        for at, cell in enumerate(row):
-            mark = ""
-            if at in ratio_at.values() and cell.endswith("x"):
-                good = (float(cell[:-1]) >= 1) == (at == ratio_at["ops"])
-                mark = f' class="{"good" if good else "bad"}"'
-            lines.append(f"<td{mark}>{html.escape(cell)}</td>")
-        lines.append("</tr>")
+        cells = zip(heads, row, strict=True)
+        lines += ["<tr>", *(f"<td{marks[good(head, cell)]}>{html.escape(cell)}</td>" for head, cell in cells), "</tr>"]
     return "".join([*lines, "</table>"])
+
+
+def _better(head: str, cell: str) -> bool | None:
+    """Of the table of rates: whether a ratio is in favour of ours."""
+    if head not in ("ops", "CPU", "p50") or not cell.endswith("x"):
+        return None
+    return (float(cell[:-1]) >= 1) == (head == "ops")
+
+
+def _met(head: str, cell: str) -> bool | None:
+    """Of the table of bars."""
+    return None if head in ("workload", "QD") or cell == "-" else not verdicts.missed(cell)
+
+
+def _paragraphs(*lines: str) -> str:
+    return "".join(f"<p>{html.escape(line)}</p>" for line in lines if line)
+
+
+def _bounds(measurements: Sequence[Measurement]) -> str:
+    """What is to be had, and the bars; nothing of what was not measured."""
+    text = ""
+    heads, body = limits.rows(measurements)
+    if body:
+        said = wakeup.told(wakeup.wakeups(measurements))
+        text += f"<h2>What is to be had</h2>{_paragraphs(said, *limits.LEGEND)}{_table(heads, body)}"
+    heads, body = verdicts.rows(measurements)
+    if body:
+        said = verdicts.told(measurements)
+        text += f"<h2>Bars</h2>{_paragraphs(said, *verdicts.LEGEND)}{_table(heads, body, _met)}"
+    return text
 
 
 def page(
@@ -136,8 +165,9 @@ def page(
 <p>{html.escape(title(machine, rounds))} {html.escape(machine["time"])}.</p>
 <p>{"<br>".join(html.escape(line) for line in table.LEGEND)}</p>
 {"".join(inline(plotted) for plotted in drawn.values())}
-<h2>Figures</h2>{_table(*table.rows(measurements, names))}
+<h2>Figures</h2>{_table(*table.rows(measurements, names), _better)}
 {_table(*memory) if memory[1] else ""}
+{_bounds(measurements)}
 <h2>Daemons</h2><ul>{told}</ul>
 <p>“{OURS}” is this package. All measurements are in this page as JSON, in the element <code>measurements</code>.</p>
 <script type="application/json" id="measurements">{data}</script>

@@ -1,4 +1,4 @@
-"""From single measurements to medians, ratios and a table."""
+"""From single measurements to medians, ratios and the table of them."""
 
 import statistics
 from collections import defaultdict
@@ -7,8 +7,12 @@ from typing import Final, NamedTuple, TypedDict, cast
 
 from .daemons import NATIVE, OURS
 from .measure import Measurement
+from .wakeup import WAKEUP
 
-FIGURES: Final = ("ops_per_s", "mib_per_s", "p50_us", "p99_us", "daemon_cpu_us", "driver_cpu_us", "rss_kib")
+FIGURES: Final = (
+    *("ops_per_s", "mib_per_s", "p50_us", "p99_us", "daemon_cpu_us", "driver_cpu_us", "kicks_per_op", "calls_per_op"),
+    "rss_kib",
+)
 MEMORY: Final = ("memory-idle", "memory-inodes")
 
 
@@ -37,6 +41,8 @@ class Figures(TypedDict):
     p99_us: float
     daemon_cpu_us: float
     driver_cpu_us: float
+    kicks_per_op: float
+    calls_per_op: float
     rss_kib: float
     slowest: float
     fastest: float
@@ -54,17 +60,26 @@ class Ratio(TypedDict):
     cpu_ratio: float
     cheapest_peer: str
     p50_ratio: float
+    quickest_peer: str
 
 
 Found = dict[Key, dict[str, Figures]]
 
 
 def medians(measurements: Iterable[Measurement]) -> Found:
-    """Line -> daemon -> figures."""
+    """Line -> daemon -> figures. System calls, which have no depth, are in each line of their row."""
     grouped: dict[Key, dict[str, list[Measurement]]] = defaultdict(lambda: defaultdict(list))
+    native: dict[str, list[Measurement]] = defaultdict(list)
     for one in measurements:
-        if one["row"] not in MEMORY:
+        if one["row"] in (*MEMORY, WAKEUP):
+            continue
+        if one["daemon"] == NATIVE:
+            native[one["row"]].append(one)
+        else:
             grouped[Key(one["row"], one["depth"], one["queues"], one["driver"])][one["daemon"]].append(one)
+    for row, rounds in native.items():
+        for key in [key for key in grouped if key.row == row] or [Key(row, 1, 1, "blocking")]:
+            grouped[key][NATIVE] = rounds
     return {key: {daemon: _median(rounds) for daemon, rounds in daemons.items()} for key, daemons in grouped.items()}
 
 
@@ -96,6 +111,7 @@ def ratios(found: Found) -> list[Ratio]:
                 cpu_ratio=mine["daemon_cpu_us"] / (peers[cheapest]["daemon_cpu_us"] or 1),
                 cheapest_peer=cheapest,
                 p50_ratio=mine["p50_us"] / (peers[quickest]["p50_us"] or 1),
+                quickest_peer=quickest,
             )
         )
     return lines
@@ -158,22 +174,6 @@ def memory_rows(measurements: Sequence[Measurement], names: Sequence[str]) -> tu
 
 LEGEND: Final = (
     "Each cell: ops/s (MiB/s of data) · daemon CPU µs per op · latency p50/p99 µs · half the spread of the rounds.",
-    "Ratios are ours / the better peer; CPU and latency: below 1 is better. `native` are system calls, and no peer.",
+    "Ratios are ours / the better peer; CPU and latency: below 1 is better.",
+    "`native` are the bare system calls in one thread, whatever the depth, and no peer.",
 )
-
-
-def markdown(measurements: Sequence[Measurement], names: Sequence[str]) -> str:
-    """All of it for people: rates and ratios, then memory. `names` are the columns."""
-    lines = [*LEGEND, ""]
-    lines += _table(*rows(measurements, names), left=2 + len(names), bold=2 + len(names))
-    heads, body = memory_rows(measurements, [name for name in names if name != NATIVE])
-    if body:
-        lines += ["", *_table(heads, body, left=1)]
-    return "\n".join(lines) + "\n"
-
-
-def _table(heads: Sequence[str], body: Sequence[Sequence[str]], *, left: int, bold: int = -1) -> list[str]:
-    """Markdown; the columns from `left` on, and the second, are numbers."""
-    rule = "|".join("--:" if at >= left or (at == 1 and left > 1) else "---" for at in range(len(heads)))
-    shown = [[f"**{cell}**" if at == bold and cell != "-" else cell for at, cell in enumerate(row)] for row in body]
-    return [f"| {' | '.join(heads)} |", f"|{rule}|", *(f"| {' | '.join(row)} |" for row in shown)]

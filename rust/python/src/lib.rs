@@ -63,7 +63,7 @@ mod _core {
     #[pymodule_export]
     use super::lane::EventLoop;
     #[pymodule_export]
-    use super::load::{Load, load_native, load_rows};
+    use super::load::{Load, load_native, load_rows, load_wakeup};
     #[pymodule_export]
     use super::log::{log, log_sink, log_stop, log_to_python, log_to_stderr, log_to_syslog};
     #[pymodule_export]

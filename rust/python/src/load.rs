@@ -17,31 +17,60 @@ pub(crate) fn load_rows() -> Vec<&'static str> {
     ROWS.iter().map(|row| row.name()).collect()
 }
 
-/// Runs one kind of work by system calls on `directory`, with as many threads as `depth` and processors allow.
+/// Runs one kind of work by system calls on `directory`, one after the other in this thread.
 #[pyfunction]
-#[pyo3(signature = (directory, row, *, depth=1, seconds=1.0, warm=0.2))]
+#[pyo3(signature = (directory, row, *, seconds=1.0, warm=0.2))]
 pub(crate) fn load_native<'py>(
     py: Python<'py>,
     directory: PathBuf,
     row: &str,
-    depth: usize,
     seconds: f64,
     warm: f64,
 ) -> PyResult<Bound<'py, PyDict>> {
-    let plan = plan(row, depth, 1, seconds, warm)?;
+    let plan = plan(row, 1, 1, seconds, warm)?;
     let report = py.detach(|| load::run_native(&directory, &plan)).map_err(|error| errors::of_guest(py, error))?;
     figures(py, &plan, &report, Memory::default())
 }
 
+/// Wakes a thread that sleeps as drivers do, for `seconds`: what that costs. `processors` are where the waker and the other stay.
+#[pyfunction]
+#[pyo3(signature = (*, seconds=0.1, processors=None))]
+pub(crate) fn load_wakeup(
+    py: Python<'_>,
+    seconds: f64,
+    processors: Option<(usize, usize)>,
+) -> PyResult<Bound<'_, PyDict>> {
+    let time = time(seconds)?;
+    let found = py.detach(|| load::wake_up(time, processors)).map_err(|error| errors::of_guest(py, error))?;
+    let all = PyDict::new(py);
+    for (name, value) in [
+        ("waker_cpu_us", found.waker_cpu),
+        ("delay_us", found.delay),
+        ("woken_cpu_us", found.woken_cpu),
+        ("round_trip_us", found.round_trip),
+        ("round_trip_cpu_us", found.round_trip_cpu),
+    ] {
+        all.set_item(name, value.as_secs_f64() * 1e6)?;
+    }
+    Ok(all)
+}
+
+fn bad(error: &dyn std::fmt::Display) -> PyErr {
+    PyValueError::new_err(error.to_string())
+}
+
+fn time(seconds: f64) -> PyResult<Duration> {
+    Duration::try_from_secs_f64(seconds).map_err(|error| bad(&error))
+}
+
 fn plan(row: &str, depth: usize, queues: usize, seconds: f64, warm: f64) -> PyResult<Plan> {
-    let bad = |error: &dyn std::fmt::Display| PyValueError::new_err(error.to_string());
     let row: RowKind = row.parse().map_err(|error: Error| bad(&error))?;
-    let time = |seconds| Duration::try_from_secs_f64(seconds).map_err(|error| bad(&error));
     Ok(Plan { row, depth: depth.max(1), queues, warm: time(warm)?, time: time(seconds)? })
 }
 
 fn figures<'py>(py: Python<'py>, plan: &Plan, report: &Report, memory: Memory) -> PyResult<Bound<'py, PyDict>> {
     let micros = |ns: u64| ns as f64 / 1e3;
+    let per_op = |count: u64| count as f64 / report.ops.max(1) as f64;
     let all = PyDict::new(py);
     all.set_item("row", plan.row.name())?;
     all.set_item("depth", plan.depth)?;
@@ -54,7 +83,8 @@ fn figures<'py>(py: Python<'py>, plan: &Plan, report: &Report, memory: Memory) -
     all.set_item("p99_us", micros(report.latency.quantile(0.99)))?;
     all.set_item("daemon_cpu_us", report.daemon_cpu_per_op())?;
     all.set_item("driver_cpu_us", report.driver_cpu_per_op())?;
-    all.set_item("kicks", report.kicks)?;
+    all.set_item("kicks_per_op", per_op(report.kicks))?;
+    all.set_item("calls_per_op", per_op(report.calls))?;
     all.set_item("rss_kib", memory.anonymous + memory.file)?;
     Ok(all)
 }

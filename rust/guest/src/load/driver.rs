@@ -20,8 +20,8 @@ use crate::slot::Shape;
 use crate::{Client, Error, Guest, Result};
 
 const WARM: u8 = 0;
-pub(super) const MEASURE: u8 = 1;
-pub(super) const STOP: u8 = 2;
+const MEASURE: u8 = 1;
+const STOP: u8 = 2;
 
 /// What a row may do with one slot.
 pub(crate) struct Io<'a> {
@@ -92,11 +92,12 @@ pub(super) struct Tally {
     pub(super) ops: u64,
     pub(super) latency: Histogram,
     pub(super) kicks: u64,
+    pub(super) calls: u64,
 }
 
 impl Tally {
     /// One operation, which took so long.
-    pub(super) fn add(&mut self, took: Duration) {
+    fn add(&mut self, took: Duration) {
         self.ops += 1;
         self.latency.add(took.as_nanos() as u64);
     }
@@ -113,6 +114,7 @@ pub(crate) fn run(guest: &Guest, plan: &Plan, daemon: &Processes) -> Result<Repo
     let bytes_per_op = work.first().map_or(0, |row| row.bytes());
     let phase = AtomicU8::new(WARM);
     let own = Processes::own();
+    let forget_kicks = || client.queue(0).map_or(0, |hiprio| hiprio.lock().ring.kicks);
     let mut report = Report { bytes_per_op, ..Report::default() };
 
     let tallies: Vec<Result<Tally>> = std::thread::scope(|scope| {
@@ -130,6 +132,7 @@ pub(crate) fn run(guest: &Guest, plan: &Plan, daemon: &Processes) -> Result<Repo
             })
             .collect();
         nap(&phase, plan.warm);
+        report.kicks = forget_kicks();
         let (daemon_before, own_before, start) = (daemon.cpu(), own.cpu(), Instant::now());
         // A worker that failed has said STOP already; that must stay.
         let _ = phase.compare_exchange(WARM, MEASURE, Ordering::Relaxed, Ordering::Relaxed);
@@ -138,6 +141,7 @@ pub(crate) fn run(guest: &Guest, plan: &Plan, daemon: &Processes) -> Result<Repo
         report.time = start.elapsed();
         report.daemon_cpu = daemon.cpu().saturating_sub(daemon_before);
         report.driver_cpu = own.cpu().saturating_sub(own_before);
+        report.kicks = forget_kicks() - report.kicks;
         workers
             .into_iter()
             .map(|worker| worker.join().unwrap_or_else(|_| Err(Error::Protocol("a worker panicked".into()))))
@@ -155,7 +159,7 @@ pub(crate) fn run(guest: &Guest, plan: &Plan, daemon: &Processes) -> Result<Repo
 }
 
 /// Sleeps, but not on after a worker has stopped.
-pub(super) fn nap(phase: &AtomicU8, time: Duration) {
+fn nap(phase: &AtomicU8, time: Duration) {
     let end = Instant::now() + time;
     loop {
         let left = end.saturating_duration_since(Instant::now());
@@ -187,7 +191,6 @@ fn drive(client: &Client, queue: usize, row: &mut dyn Row, depth: usize, phase: 
     let mut tally = Tally::default();
     let mut measuring = false;
     let mut now = Instant::now();
-    let kicks = ring.kicks;
     loop {
         let current = phase.load(Ordering::Relaxed);
         if current == MEASURE && !measuring {
@@ -208,16 +211,22 @@ fn drive(client: &Client, queue: usize, row: &mut dyn Row, depth: usize, phase: 
             }
             ring.submit(slot);
         }
+        let kicks = ring.kicks;
         ring.kick()?;
+        if current == MEASURE {
+            tally.kicks += ring.kicks - kicks;
+        }
         if !forgets.is_empty() {
             hiprio.post_forgets(&forgets, &mut unique)?;
             forgets.clear();
         }
         if ring.in_flight == 0 {
-            tally.kicks = ring.kicks - kicks;
             return Ok(tally);
         }
-        await_used(channel, ring, options.polling, options.timeout)?;
+        let calls = await_used(channel, ring, options.polling, options.timeout)?;
+        if current == MEASURE {
+            tally.calls += calls;
+        }
         now = Instant::now();
         while let Some(slot) = ring.reap()? {
             debug_assert!(matches!(ring.state(slot), State::Done(_)));
@@ -236,8 +245,8 @@ fn drive(client: &Client, queue: usize, row: &mut dyn Row, depth: usize, phase: 
     }
 }
 
-/// Waits until the device has returned something.
-fn await_used(channel: &Channel, ring: &Ring, polling: bool, timeout: Duration) -> Result<()> {
+/// Waits until the device has returned something. Answers how many calls it took.
+fn await_used(channel: &Channel, ring: &Ring, polling: bool, timeout: Duration) -> Result<u64> {
     let late = || Error::Timeout { what: "anything in flight".into(), after: timeout };
     if polling {
         let mut looks = 0u32;
@@ -254,16 +263,17 @@ fn await_used(channel: &Channel, ring: &Ring, polling: bool, timeout: Duration) 
                 }
             }
         }
-        return Ok(());
+        return Ok(0);
     }
+    let mut calls = 0;
     // One look costs nothing, arming costs a fence.
     while !ring.has_used() && !ring.arm() {
         match channel.waiter.wait(timeout)? {
-            Woken::Called => {}
+            Woken::Called => calls += 1,
             Woken::Late => return Err(late()),
             Woken::Gone if ring.has_used() => {}
             Woken::Gone => return Err(Error::gone("a benchmark")),
         }
     }
-    Ok(())
+    Ok(calls)
 }

@@ -13,6 +13,7 @@ mod names;
 mod native;
 mod process;
 mod rows;
+mod wakeup;
 
 use std::time::Duration;
 
@@ -21,6 +22,7 @@ pub use histogram::Histogram;
 pub use native::run_native;
 pub use process::{Memory, Processes};
 pub use rows::{ROWS, RowKind};
+pub use wakeup::{WakeUp, wake_up};
 
 use crate::{Guest, Result};
 use driver::Tally;
@@ -55,8 +57,10 @@ pub struct Report {
     pub daemon_cpu: Duration,
     /// CPU time of this process.
     pub driver_cpu: Duration,
-    /// Times that the device was kicked on the request queues.
+    /// Times that the device was kicked, by FORGETs too.
     pub kicks: u64,
+    /// Times that the driver slept until the device called.
+    pub calls: u64,
 }
 
 impl Report {
@@ -74,6 +78,7 @@ impl Report {
         self.ops += tally.ops;
         self.latency.merge(&tally.latency);
         self.kicks += tally.kicks;
+        self.calls += tally.calls;
     }
 
     /// CPU time of the daemon for one operation, in µs.

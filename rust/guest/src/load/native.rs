@@ -1,20 +1,18 @@
 //! The same work by system calls on a directory of this host, without a device: what there is to be had.
 //!
-//! Each operation is the system calls that the work cannot do without, on descriptors and names as a good server would use them.
-//! Threads take the place of requests in flight, one for each processor at most.
+//! Each operation is the system calls that the work cannot do without, on descriptors and names as a good server would use them, one
+//! after the other in one thread: the one that calls.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Instant;
 
 use rustix::fs::{AtFlags, Dir, Mode, OFlags, StatxFlags, openat, renameat, statx, unlinkat};
 
 use super::data::{BIG, FILES, bare, name};
-use super::driver::{MEASURE, STOP, Tally, nap};
-use super::process::Processes;
+use super::process::thread_cpu;
 use super::rows::{Random, RowKind};
 use super::{Plan, Report};
 use crate::{Error, Result};
@@ -23,7 +21,7 @@ const POOL: usize = 1_000;
 const SMALL: usize = 4096;
 const LARGE: usize = 1 << 20;
 
-/// One thread's view of the share.
+/// What the work needs of the share.
 struct Place {
     many: OwnedFd,
     list: OwnedFd,
@@ -39,7 +37,7 @@ struct Place {
 }
 
 impl Place {
-    fn open(directory: &Path, thread: usize, kind: RowKind) -> Result<Place> {
+    fn open(directory: &Path, kind: RowKind) -> Result<Place> {
         let here = |name: &str| -> Result<OwnedFd> {
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
             rustix::fs::open(directory.join(name), flags, Mode::empty()).map_err(io)
@@ -52,7 +50,7 @@ impl Place {
             _ => Vec::new(),
         };
         let big = File::options().read(true).write(true).open(directory.join("big"))?;
-        let own = format!("n{thread:05}");
+        let own = String::from("n00000");
         if kind == RowKind::Rename {
             File::create(directory.join("work").join(&own))?;
         }
@@ -63,11 +61,11 @@ impl Place {
             big,
             known,
             own,
-            other: format!("o{thread:05}"),
+            other: String::from("o00000"),
             data: vec![0x5a; LARGE],
-            random: Random::new(thread),
+            random: Random::new(0),
             turn: 0,
-            next: BIG / 2 * (thread as u64 % 2),
+            next: 0,
         })
     }
 
@@ -181,66 +179,31 @@ fn stat(directory: &OwnedFd, name: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// Runs `plan` on a directory that [`prepare`](super::prepare) has filled through a share. The CPU time is this process's own.
+/// Runs the work of `plan` on a directory that [`prepare`](super::prepare) has filled through a share: one operation after the other,
+/// whatever the depth. `daemon_cpu` is the time of this thread.
 pub fn run_native(directory: &Path, plan: &Plan) -> Result<Report> {
-    let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    let threads = plan.depth.clamp(1, processors);
-    let phase = AtomicU8::new(0);
-    let own = Processes::own();
     let bytes_per_op = match plan.row {
         RowKind::Churn4k | RowKind::Randread4k | RowKind::Randwrite4k => SMALL as u64,
         RowKind::Seqread1m | RowKind::Seqwrite1m => LARGE as u64,
         _ => 0,
     };
     let mut report = Report { bytes_per_op, ..Report::default() };
-    let places = (0..threads).map(|n| Place::open(directory, n, plan.row)).collect::<Result<Vec<_>>>()?;
-    let tallies: Vec<Result<Tally>> = std::thread::scope(|scope| {
-        let phase = &phase;
-        let start_one = |place| {
-            scope.spawn(move || {
-                let result = drive(place, plan.row, phase);
-                if result.is_err() {
-                    phase.store(STOP, Ordering::Relaxed);
-                }
-                result
-            })
-        };
-        let workers: Vec<_> = places.into_iter().map(start_one).collect();
-        nap(phase, plan.warm);
-        let (before, start) = (own.cpu(), Instant::now());
-        let _ = phase.compare_exchange(0, MEASURE, Ordering::Relaxed, Ordering::Relaxed);
-        nap(phase, plan.time);
-        phase.store(STOP, Ordering::Relaxed);
-        report.time = start.elapsed();
-        report.daemon_cpu = own.cpu().saturating_sub(before);
-        let joined = workers.into_iter().map(|worker| worker.join());
-        joined.map(|tally| tally.unwrap_or_else(|_| Err(Error::Protocol("a worker panicked".into())))).collect()
-    });
-    for tally in tallies {
-        report.add(tally?);
+    let mut place = Place::open(directory, plan.row)?;
+    let begin = Instant::now();
+    while begin.elapsed() < plan.warm {
+        place.work(plan.row)?;
     }
-    Ok(report)
-}
-
-fn drive(mut place: Place, kind: RowKind, phase: &AtomicU8) -> Result<Tally> {
-    let mut tally = Tally::default();
-    let mut measuring = false;
-    let mut then = Instant::now();
-    loop {
-        let current = phase.load(Ordering::Relaxed);
-        if current == STOP {
-            break;
-        }
-        place.work(kind)?;
+    let (cpu, start) = (thread_cpu(), Instant::now());
+    let mut then = start;
+    while then - start < plan.time {
+        place.work(plan.row)?;
         let now = Instant::now();
-        if current == MEASURE {
-            if measuring {
-                tally.add(now - then);
-            }
-            measuring = true;
-        }
+        report.ops += 1;
+        report.latency.add((now - then).as_nanos() as u64);
         then = now;
     }
-    place.leave(kind)?;
-    Ok(tally)
+    report.time = then - start;
+    report.daemon_cpu = thread_cpu().saturating_sub(cpu);
+    place.leave(plan.row)?;
+    Ok(report)
 }

@@ -7,6 +7,8 @@ use std::fs;
 use std::mem::MaybeUninit;
 use std::time::Duration;
 
+use rustix::time::{ClockId, clock_gettime};
+
 /// A process with all that it has started.
 #[derive(Clone, Debug, Default)]
 pub struct Processes {
@@ -73,6 +75,12 @@ impl Processes {
         }
         sum
     }
+}
+
+/// CPU time of the calling thread so far.
+pub(super) fn thread_cpu() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
 fn cpu_of(pid: u32) -> Option<Duration> {
