@@ -92,6 +92,49 @@ def test_the_command_writes_a_page_that_needs_nothing_else(tmp_path: Path) -> No
         assert stem.with_name(f"result-{figure}.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_lines_that_are_not_measured_again_can_be_kept(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    stem = tmp_path / "result"
+    common = [
+        "--seconds",
+        "0.02",
+        "--inodes",
+        "0",
+        "--only",
+        "ours",
+        "--dir",
+        str(tmp_path / "data"),
+        "--out",
+        str(stem),
+    ]
+
+    def run(*options: str) -> list[dict[str, object]]:
+        done = virtiofs("bench", *common, *options)
+        assert done.returncode == 0, done.stderr
+        assert stem.with_suffix(".md").read_text().strip() == done.stdout.strip()
+        found: list[dict[str, object]] = json.loads(stem.with_suffix(".json").read_text())["measurements"]
+        return found
+
+    def ours(found: list[dict[str, object]]) -> list[dict[str, object]]:
+        return [one for one in found if one["daemon"] == "ours"]
+
+    first = run("--rows", "rename", "--depth", "1,8", "--rounds", "1")
+    second = run("--rows", "getattr,rename", "--depth", "8", "--rounds", "2", "--keep")
+    # Rows in their usual order, the line that was measured again anew, with the system calls of its row, the other as it was.
+    assert [(one["row"], one["depth"]) for one in ours(second)] == [("getattr", 8)] * 2 + [("rename", 1)] + [
+        ("rename", 8)
+    ] * 2
+    assert [one for one in ours(second) if one["depth"] == 1] == [one for one in ours(first) if one["depth"] == 1]
+    assert all(one not in second for one in first if one not in ours(first))
+    assert "medians of 1 to 2 rounds" in stem.with_suffix(".md").read_text()
+
+    kept = stem.with_suffix(".json")
+    kept.write_text(kept.read_text().replace('"filesystem": "', '"filesystem": "not '))
+    done = virtiofs("bench", *common, "--rows", "getattr", "--keep")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "--keep: the filesystem was not " in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -102,6 +145,8 @@ def test_the_command_writes_a_page_that_needs_nothing_else(tmp_path: Path) -> No
         (["--rounds", "0"], "--rounds: 0"),
         (["--seconds", "-1"], "--seconds: -1"),
         (["--only", "nobody"], "no nobody here; there are ours"),
+        (["--keep"], "--keep keeps what is in the files of --out"),
+        (["--keep", "--out", "/nonexistent/result"], "--keep: [Errno 2]"),
     ],
 )
 def test_bad_input_is_one_line(arguments: list[str], said: str) -> None:

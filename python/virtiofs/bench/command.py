@@ -2,7 +2,6 @@
 
 import argparse
 import importlib.util
-import json
 import shutil
 import sys
 import tempfile
@@ -14,10 +13,11 @@ from typing import Any, TypeVar
 from virtiofs import _core
 from virtiofs.errors import ConfigError
 
-from . import limits, machine, report, table, verdicts, wakeup
-from .daemons import NATIVE, Daemon, known
-from .measure import Measurement, Plan, measure, steps
+from . import machine
+from .daemons import known
+from .measure import Plan, measure, steps
 from .progress import progress_bar
+from .result import Result
 
 QUICK = Plan(rows=("getattr", "lookup-hit", "churn4k", "seqread1m"), depths=(8,), rounds=1, seconds=0.2, inodes=2_000)
 T = TypeVar("T")
@@ -55,6 +55,9 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, metavar="STEM", help="write STEM.md, STEM.json, STEM.html, STEM-*.svg and .png"
     )
+    parser.add_argument(
+        "--keep", action="store_true", help="with --out: what STEM.json has of lines that are not measured now stays"
+    )
 
 
 def run(parsed: argparse.Namespace) -> int:
@@ -70,18 +73,24 @@ def run(parsed: argparse.Namespace) -> int:
         daemons = [daemon for daemon in daemons if daemon.name in wanted]
     if parsed.out and not importlib.util.find_spec("matplotlib"):
         raise ConfigError("--out draws plots with matplotlib: pip install 'virtiofs[bench]'")
+    if parsed.keep and not parsed.out:
+        raise ConfigError("--keep keeps what is in the files of --out")
+    earlier = Result.read(parsed.out) if parsed.keep else None
     failures: list[str] = []
     with _directory(parsed.dir) as directory:
         about = machine.describe(directory)
+        if earlier:
+            earlier.goes_with(about)
         with progress_bar(steps(plan, daemons)) as progress:
             found = measure(plan, daemons, directory, progress=progress, failed=failures.append)
-    names = [daemon.name for daemon in daemons] + ([NATIVE] if plan.native else [])
-    text = machine.title(about, plan.rounds) + "\n\n" + report.markdown(found, names)
-    print(text)
+    result = Result.of(about, daemons, found)
+    if earlier:
+        result = result.keeping(earlier)
+    print(result.text)
     for failure in failures:
         print(f"virtiofs bench: {failure}", file=sys.stderr)
     if parsed.out:
-        _write(parsed.out, text, found, names, about, daemons, plan.rounds)
+        result.write(parsed.out)
     return 1 if failures else 0
 
 
@@ -135,37 +144,3 @@ def _directory(given: Path | None) -> Iterator[Path]:
         yield made
     finally:
         shutil.rmtree(made, ignore_errors=True)
-
-
-def _write(
-    stem: Path,
-    text: str,
-    found: list[Measurement],
-    names: list[str],
-    about: machine.Machine,
-    daemons: list[Daemon],
-    rounds: int,
-) -> None:
-    from . import page
-
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    told = {daemon.name: {"command": daemon.command, "version": daemon.version()} for daemon in daemons}
-    result = {
-        "machine": about,
-        "daemons": told,
-        "ratios": table.ratios(table.medians(found)),
-        "wakeup": wakeup.wakeups(found),
-        "limits": limits.limits(found),
-        "bars": verdicts.verdicts(found),
-        "measurements": found,
-    }
-    stem.with_suffix(".md").write_text(text)
-    stem.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
-    drawn = {}
-    for figure in page.PLOTS:
-        plotted = page.plot(found, names, figure)
-        drawn[figure] = page.svg(plotted)
-        file = stem.with_name(f"{stem.name}-{figure.replace('_', '-')}.svg")
-        file.write_text(drawn[figure])
-        plotted.savefig(file.with_suffix(".png"), dpi=120)
-    stem.with_suffix(".html").write_text(page.page(found, names, about, told, rounds, drawn))

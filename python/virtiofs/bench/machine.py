@@ -4,6 +4,7 @@ import os
 import platform
 import subprocess
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TypedDict
 
@@ -34,9 +35,11 @@ def describe(directory: Path) -> Machine:
     )
 
 
-def title(machine: Machine, rounds: int) -> str:
-    """One line for the top of a table."""
+def title(machine: Machine, rounds: Iterable[int]) -> str:
+    """One line for the top of a table; the lines of it are medians of so many rounds."""
+    all_of = set(rounds) or {0}
+    counted = " to ".join(str(end) for end in sorted({min(all_of), max(all_of)}))
     return (
         f"{machine['cpu']}, {machine['cpus']} CPUs, Linux {machine['kernel']}, {machine['filesystem']}, "
-        f"load {machine['load_average']:.1f} at the beginning; medians of {rounds} rounds."
+        f"load {machine['load_average']:.1f} at the beginning; medians of {counted} rounds."
     )

@@ -102,7 +102,9 @@ def measure(
                 # One thread has one operation at a time: there are no depths.
                 figures = _core.load_native(directory, row, seconds=plan.seconds, warm=plan.warm)
                 found.append({**figures, "daemon": NATIVE, "driver": "blocking", "round": turn})
-                found += [one | {"round": turn} for one in measure_wakeups(min(plan.seconds, WAKEUP_SECONDS))]
+                found += [
+                    one | {"round": turn, "beside": row} for one in measure_wakeups(min(plan.seconds, WAKEUP_SECONDS))
+                ]
     if plan.inodes:
         each = _make_inodes(directory, plan.inodes)
         for daemon in daemons:

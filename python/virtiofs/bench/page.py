@@ -4,7 +4,7 @@ import html
 import io
 import json
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import matplotlib as mpl
 
@@ -14,8 +14,10 @@ from matplotlib.figure import Figure
 
 from . import limits, table, verdicts, wakeup
 from .daemons import OURS
-from .machine import Machine, title
 from .measure import Measurement
+
+if TYPE_CHECKING:
+    from .result import Result
 
 # Letters stay letters: drawn as paths, they are most of a plot.
 mpl.rcParams["svg.fonttype"] = "none"
@@ -134,25 +136,10 @@ def _bounds(measurements: Sequence[Measurement]) -> str:
     return text
 
 
-def page(
-    measurements: Sequence[Measurement],
-    names: Sequence[str],
-    machine: Machine,
-    daemons: dict[str, dict[str, str]],
-    rounds: int,
-    drawn: dict[str, str],
-) -> str:
-    """A page that needs nothing beside itself: tables, plots, daemons, and all measurements as JSON.
-
-    Args:
-        measurements: what `measure` answered.
-        names: the columns.
-        machine: where it was measured.
-        daemons: name -> its command and its version.
-        rounds: how many there were.
-        drawn: the plots, each as `svg` answered it.
-    """
-    memory = table.memory_rows(measurements, [name for name in names if name in daemons])
+def page(result: "Result", drawn: dict[str, str]) -> str:
+    """A page that needs nothing beside itself: tables, plots (each from `svg`), daemons, and all measurements as JSON."""
+    measurements, daemons = result.measurements, result.daemons
+    memory = table.memory_rows(measurements, list(daemons))
     told = "".join(
         f"<li><b>{html.escape(name)}</b>: {html.escape(one['version'])}<br><code>{html.escape(one['command'])}</code></li>"
         for name, one in daemons.items()
@@ -162,10 +149,10 @@ def page(
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>virtiofs: benchmarks</title><style>{STYLE}</style></head><body>
 <h1>virtiofs beside other daemons</h1>
-<p>{html.escape(title(machine, rounds))} {html.escape(machine["time"])}.</p>
+<p>{html.escape(result.title)} {html.escape(result.machine["time"])}.</p>
 <p>{"<br>".join(html.escape(line) for line in table.LEGEND)}</p>
 {"".join(inline(plotted) for plotted in drawn.values())}
-<h2>Figures</h2>{_table(*table.rows(measurements, names), _better)}
+<h2>Figures</h2>{_table(*table.rows(measurements, result.names), _better)}
 {_table(*memory) if memory[1] else ""}
 {_bounds(measurements)}
 <h2>Daemons</h2><ul>{told}</ul>
