@@ -9,7 +9,7 @@ TOP = Path(__file__).parent.parent
 DOCUMENTS = [*TOP.glob("*.md"), *TOP.glob("docs/*.md"), *TOP.glob("benches/*.md"), TOP / "tests" / "vm" / "README.md"]
 PATH = re.compile(r"`((?:tests|rust|fuzz|docs|python|benches|tools|examples)/[\w./*-]+)`")
 LINK = re.compile(r"\]\((?![a-z]+:)([^)#]+)(?:#[^)]*)?\)")
-BUILT = {"docs/api"}
+BUILT = {"docs/api", "fuzz/artifacts"}
 TESTS = re.compile(r"^\s*def test_|#\[test\]|\bfuzz_target!", re.MULTILINE)
 
 
