@@ -78,6 +78,9 @@ def test_the_command_writes_a_page_that_needs_nothing_else(tmp_path: Path) -> No
     for title in ("What is to be had", "Bars"):
         assert f"### {title}" in done.stdout
     assert result["daemons"]["ours"]["version"].startswith("virtiofs ")
+    # Not where Python lies on this machine.
+    assert re.match(r"python[\d.]* -m virtiofs serve {dir} ", result["daemons"]["ours"]["command"])
+    assert "- ours: virtiofs " in done.stdout
     page = stem.with_suffix(".html").read_text()
     assert page.count("<svg") == 4
     assert "<h2>What is to be had</h2>" in page

@@ -1,6 +1,7 @@
 """A result as a whole: what was measured where, by whom, and the files of it."""
 
 import json
+import shlex
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -39,7 +40,7 @@ class Result:
     @staticmethod
     def of(machine: Machine, daemons: list[Daemon], measurements: list[Measurement]) -> "Result":
         """Of what was just measured."""
-        told = {daemon.name: Told(command=daemon.command, version=daemon.version()) for daemon in daemons}
+        told = {daemon.name: Told(command=_short(daemon.command), version=daemon.version()) for daemon in daemons}
         return Result(machine, told, measurements)
 
     @staticmethod
@@ -90,7 +91,8 @@ class Result:
     @property
     def text(self) -> str:
         """Markdown."""
-        return f"{self.title}\n\n{report.markdown(self.measurements, self.names)}"
+        daemons = "".join(f"- {name}: {one['version']}, `{one['command']}`\n" for name, one in self.daemons.items())
+        return f"{self.title}\n\n{report.markdown(self.measurements, self.names)}\n### Daemons\n\n{daemons}"
 
     def write(self, stem: Path) -> None:
         """STEM.md, .json, .html, and the plots. Needs matplotlib."""
@@ -113,6 +115,12 @@ class Result:
             file.write_text(drawn[figure])
             plotted.savefig(file.with_suffix(".png"), dpi=120)
         stem.with_suffix(".html").write_text(page.page(self, drawn))
+
+
+def _short(command: str) -> str:
+    """Without the folder that the program lies in on this machine."""
+    program = shlex.split(command)[0]
+    return command.replace(program, Path(program).name, 1)
 
 
 def _line(one: Measurement) -> tuple[str, str, int, str, int]:
