@@ -86,6 +86,7 @@ coherence: ## Look for a stale answer among a million of guests that change file
 .PHONY: bench
 bench: $(VENV)/tools guests ## All benchmarks, into docs/benchmarks (let the machine be idle)
 	$(BIN)/python benches/vs/run.py --queues 1,2 --driver blocking,polling --out docs/benchmarks/daemons $(BENCH)
+	taskset -c 0 $(BIN)/python benches/vs/run.py --inodes 0 --out docs/benchmarks/one-processor $(BENCH)
 	$(BIN)/python benches/guest/run.py --out docs/benchmarks/guest
 	$(BIN)/python benches/scaling/run.py --out docs/benchmarks/scaling.json
 	$(BIN)/python -m pytest --benchmark-enable --benchmark-only benches/python $(PYTEST)

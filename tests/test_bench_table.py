@@ -79,10 +79,10 @@ def test_the_floor_is_system_calls_and_wake_ups() -> None:
     assert line["floor_p50_us"] == pytest.approx((0.6 + 0.75 * 1, 0.6 + 0.75 * 20))
     assert (line["native_cpu_us"], line["ours_us"], line["over_us"], line["ops_ratio"]) == (0.5, 3.0, 2.5, 0.25)
     text = markdown([ours, native, *WAKEUPS], ["ours", "native"])
-    assert "| getattr | 8 | 0.50 | 0.50 | 0.25 | 0.62 to 4.00 | 1.12 to 4.50 | 3.00 | +2.50 | 0.25x |" in text
+    assert "| getattr | 8 | 0.50 | 0.50 | 0.25 | 0.62 to 4.00 | 1.12 to 4.50 | 3.00 | +2.50 | 1.00 | 0.25x |" in text
     assert (
-        "A wake-up on the same processor costs the waker 0.5 µs of CPU; 1.0 µs until the other runs, whom it costs 1.5 µs"
-        in text
+        "A wake-up of a thread on the same processor costs the waker 0.5 µs of CPU; 1.0 µs until the other runs, "
+        "whom it costs 1.5 µs" in text
     )
 
 
@@ -91,6 +91,15 @@ def test_one_processor_has_one_floor() -> None:
     (line,) = limits(found)
     assert line["floor_us"].near == line["floor_us"].far == 3.0
     assert line["floor_us"].text() == "3.00"
+    # The driver's microsecond is taken from the same processor.
+    assert line["pace_us"] == (4.0, 4.0)
+
+
+def test_nobody_is_faster_than_the_driver() -> None:
+    found = [measured("ours", driver_cpu_us=5.0), measured("native", daemon_cpu_us=2.0), *WAKEUPS]
+    (line,) = limits(found)
+    assert line["floor_us"] == pytest.approx((4.0, 14.0))
+    assert line["pace_us"] == pytest.approx((5.0, 14.0))
 
 
 def test_nothing_is_said_of_limits_that_were_not_measured() -> None:

@@ -31,8 +31,10 @@ class Limit(TypedDict):
         wakeups_us: CPU time of the daemon for so many of both.
         floor_us: of CPU: system calls and wake-ups, and nothing of the daemon's own.
         floor_p50_us: of latency, likewise.
+        pace_us: what an operation takes at least: the floor, or what the driver takes if that is more; both, on one processor.
         ours_us: CPU time of the daemon.
         over_us: beyond the bare system calls'.
+        driver_us: CPU time of the driver.
         ops_ratio: ops/s of ours / those of bare system calls in one thread.
     """
 
@@ -46,8 +48,10 @@ class Limit(TypedDict):
     wakeups_us: Range
     floor_us: Range
     floor_p50_us: Range
+    pace_us: Range
     ours_us: float
     over_us: float
+    driver_us: float
     ops_ratio: float
 
 
@@ -73,6 +77,8 @@ def _limit(key: Key, ours: Figures, native: Figures, costs: WakeUps) -> Limit:
 
     one, two = costs["one"], costs.get("two", costs["one"])
     spent = Range(cpu(one), cpu(two))
+    floor = Range(*(native["daemon_cpu_us"] + end for end in spent))
+    driver = ours["driver_cpu_us"]
     waited = Range((calls + kicks) * one["delay_us"], (calls + kicks) * two["delay_us"])
     return Limit(
         row=key.row,
@@ -83,17 +89,19 @@ def _limit(key: Key, ours: Figures, native: Figures, costs: WakeUps) -> Limit:
         calls_per_op=calls,
         kicks_per_op=kicks,
         wakeups_us=spent,
-        floor_us=Range(*(native["daemon_cpu_us"] + end for end in spent)),
+        floor_us=floor,
         floor_p50_us=Range(*(native["p50_us"] + end for end in waited)),
+        pace_us=Range(*(max(end, driver) if "two" in costs else end + driver for end in floor)),
         ours_us=ours["daemon_cpu_us"],
         over_us=ours["daemon_cpu_us"] - native["daemon_cpu_us"],
+        driver_us=driver,
         ops_ratio=ours["ops_per_s"] / (native["ops_per_s"] or 1),
     )
 
 
 HEADS: Final = (
     *("workload", "QD", "bare calls", "calls", "kicks", "wake-ups", "floor", "ours", "ours - bare"),
-    "ops, ours / native",
+    *("driver", "ops, ours / native"),
 )
 
 LEGEND: Final = (
@@ -119,6 +127,7 @@ def rows(measurements: Sequence[Measurement]) -> tuple[list[str], list[list[str]
                 line["floor_us"].text(),
                 number(line["ours_us"]),
                 f"{line['over_us']:+.2f}",
+                number(line["driver_us"]),
                 f"{line['ops_ratio']:.2f}x",
             ]
         )

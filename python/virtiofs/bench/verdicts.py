@@ -68,22 +68,22 @@ def _values(measurements: Sequence[Measurement]) -> dict[Key, dict[Figure, tuple
         cpu = peers[one["cheapest_peer"]]["daemon_cpu_us"]
         p50 = peers[one["quickest_peer"]]["p50_us"]
         values[key] |= {
-            "ops": (one["ops_ratio"], floor and _rates(floor["floor_us"], rate)),
+            "ops": (one["ops_ratio"], floor and _rates(floor["pace_us"], rate)),
             "cpu": (one["cpu_ratio"], floor and _parts(floor["floor_us"], cpu)),
             "p50": (one["p50_ratio"], floor and _parts(floor["floor_p50_us"], p50)),
         }
     for key, floor in floors.items():
         rate = found[key][NATIVE]["ops_per_s"]
         values[key] |= {
-            "native": (floor["ops_ratio"], _rates(floor["floor_us"], rate)),
+            "native": (floor["ops_ratio"], _rates(floor["pace_us"], rate)),
             "over": (floor["over_us"], floor["wakeups_us"]),
         }
     return {key: of_key for key, of_key in values.items() if key.queues == 1 and key.driver == "blocking"}
 
 
-def _rates(floor: Range, rate: float) -> Range:
-    """What one thread could do at so much CPU time, over a rate."""
-    return Range(*(1e6 / (end or 1) / (rate or 1) for end in floor))
+def _rates(pace: Range, rate: float) -> Range:
+    """What could be done at such a pace, over a rate."""
+    return Range(*(1e6 / (end or 1) / (rate or 1) for end in pace))
 
 
 def _parts(floor: Range, whole: float) -> Range:
@@ -141,5 +141,5 @@ def _beyond(one: Verdict) -> bool:
 
 LEGEND: Final = (
     "ops, CPU and p50 are ours / the better peer. What is asked for is in `virtiofs.bench.bars`.",
-    "The limit, where a bar is missed, is the same figure of a daemon of one thread at the floor.",
+    "The limit, where a bar is missed, is the same figure of a daemon of one thread at the floor, beside the same driver.",
 )

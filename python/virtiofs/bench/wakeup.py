@@ -60,7 +60,10 @@ def _median(rounds: list[dict[str, Any]]) -> WakeUp:
 
 def told(found: WakeUps) -> str:
     """A paragraph about them; empty if there are none."""
-    names: dict[Place, str] = {"one": "on the same processor", "two": "on another one, which idles"}
+    names: dict[Place, str] = {
+        "one": "of a thread on the same processor",
+        "two": "of one on another processor that idles",
+    }
     lines = [
         f"A wake-up {where} costs the waker {cost['waker_cpu_us']:.1f} µs of CPU; {cost['delay_us']:.1f} µs until the other "
         f"runs, whom it costs {cost['woken_cpu_us']:.1f} µs of CPU to fall asleep and to come back."
