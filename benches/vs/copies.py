@@ -2,9 +2,9 @@
 
 python benches/vs/copies.py DIR [--seconds S]
 
-`native` of `virtiofs bench` has one buffer, which stays in the processor's cache. A guest has one for each request in flight, in pages
-from all over its memory, and they do not: this measures both, with 1, 8 and 32 buffers. Lines of scattered pages have the
-interpreter's way through a list of 256 in them; compare them with one another.
+`native` of `virtiofs bench` has one buffer, which stays in the processor's cache. A guest has one for each request in flight,
+in pages from all over its memory, and they do not: this measures both, with 1, 8 and 32 buffers. Lines of scattered pages have
+the interpreter's way through a list of 256 in them; compare them with one another.
 """
 
 import argparse
