@@ -13,7 +13,7 @@ use crate::HostDir;
 use crate::credentials::{Rights, WithoutFsetid};
 use crate::error::{Lift, errno};
 use crate::handles::FileHandle;
-use crate::inodes::Inode;
+use crate::inode::Inode;
 use crate::stat::{Status, device_numbers};
 use crate::sys;
 

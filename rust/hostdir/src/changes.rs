@@ -9,7 +9,7 @@ use virtiofs_coherence::{NamesLock, Table, Watched};
 use virtiofs_fuse::{Error, Result};
 
 use crate::HostDir;
-use crate::inodes::Inode;
+use crate::inode::Inode;
 use crate::stat::Status;
 
 /// Moves the counter of an inode on when it is dropped: also after an error or a panic, when nobody knows how far the change came.

@@ -12,7 +12,7 @@ use crate::HostDir;
 use crate::credentials::Rights;
 use crate::error::{Lift, STALE, errno};
 use crate::hostdir::component;
-use crate::inodes::Inode;
+use crate::inode::Inode;
 use crate::pins::PinFd;
 use crate::stat::{Status, decode_device};
 

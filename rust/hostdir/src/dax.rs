@@ -8,7 +8,7 @@ use virtiofs_fuse::wire::{Attr, bits, init};
 use virtiofs_fuse::{Backing, Result};
 
 use crate::HostDir;
-use crate::inodes::Inode;
+use crate::inode::Inode;
 use crate::sys;
 
 /// Write permission, in the sense of access(2).

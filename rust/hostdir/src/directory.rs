@@ -15,7 +15,7 @@ use virtiofs_fuse::{DirBuffer, Result};
 use crate::HostDir;
 use crate::error::{Lift, answer, errno};
 use crate::handles::DirHandle;
-use crate::inodes::Inode;
+use crate::inode::Inode;
 use crate::stat::Status;
 use crate::sys;
 

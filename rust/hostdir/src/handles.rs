@@ -10,7 +10,7 @@ use virtiofs_fuse::{BACKING, Result};
 use crate::bounds::Counted;
 use crate::directory::Position;
 use crate::error::BAD_HANDLE;
-use crate::inodes::Inode;
+use crate::inode::Inode;
 use crate::shards::{Seed, Shards};
 
 /// An open regular file.

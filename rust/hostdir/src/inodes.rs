@@ -1,196 +1,23 @@
 //! Which host inode a node id means.
 //!
-//! A node is a hold on a host inode ([`Pin`]) with a lookup count. While that is an O_PATH descriptor, a number found again by
-//! statx(2) is the same inode; a node that has only a file handle proves it by that, one that was only seen by its time of
-//! birth. No path is ever kept. A node costs about 150 bytes here, and what it holds. All costs are flat in the number of nodes.
+//! All costs are flat in the number of nodes. A node that is on its way out of the table is found no more, or found to have no lookups; a
+//! new one may take its place at once.
 
-use std::ffi::CStr;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use hashbrown::hash_table::Entry;
-use virtiofs_coherence::{Table, Watched};
+use virtiofs_coherence::Table;
 use virtiofs_fuse::wire::ROOT_ID;
 use virtiofs_fuse::{Error, Result};
 
 use crate::bounds::Bounds;
-use crate::config::Effects;
-use crate::error::{STALE, errno};
-use crate::pins::{Hold, Matched, Mount, Pin, PinFd, Pins};
+use crate::error::STALE;
+use crate::inode::{Inode, Key, NewInode};
+use crate::pins::{Hold, Matched, Mount, Pins};
 use crate::shards::{Seed, Shards};
-use crate::stat::{Born, Status};
-
-/// What makes two host names one node: the mount (two mounts of one file system are two trees), the device (btrfs subvolumes have
-/// several in one mount) and the inode number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Key {
-    pub(crate) mount: u64,
-    pub(crate) device: u64,
-    pub(crate) ino: u64,
-}
-
-/// A host inode as one guest knows it.
-pub(crate) struct Inode {
-    pub(crate) id: u64,
-    pub(crate) key: Key,
-    /// Of the version table; 0 without one.
-    pub(crate) slot: u64,
-    /// Whether an `InodeWatcher` has it.
-    pub(crate) watched: OnceLock<Watched>,
-    pub(crate) effects: Arc<Effects>,
-    /// Lookups that the guest did not take back. Once 0 it stays 0, and the node is on its way out of the table.
-    nlookup: AtomicU64,
-    pin: Pin,
-    pins: Arc<Pins>,
-    /// The type bits of `st_mode`: an inode never changes its type.
-    kind: u16,
-    /// The guest is told that another file system begins here.
-    pub(crate) submount: bool,
-    /// The inode is on another device than what the guest sees around it, so its number may clash. See [`Inode::ino`].
-    pub(crate) foreign: bool,
-    /// Of a directory: nodes that are held by their name in it alone.
-    named_children: AtomicU32,
-    /// Of a file: whether it can be opened for writing, once that was asked. See `dax.rs`.
-    pub(crate) can_write: OnceLock<bool>,
-    /// Of a file: the guest was told to map it.
-    pub(crate) announced: AtomicBool,
-}
-
-impl Inode {
-    /// The descriptor of the host inode. ESTALE if the node had to let it go, and the inode is no more.
-    pub(crate) fn fd(&self) -> Result<PinFd<'_>> {
-        loop {
-            if let Some(fd) = self.pin.fd() {
-                return Ok(fd);
-            }
-            if self.pin.open(&self.pins, self.key)? {
-                self.pins.enqueue(self.id);
-            }
-        }
-    }
-
-    /// A descriptor of the host inode for somebody else; the node itself need not have one.
-    pub(crate) fn borrow(&self) -> Result<OwnedFd> {
-        self.pin.borrow(self.key)
-    }
-
-    /// The directory in which it was only seen, and its name there.
-    pub(crate) fn seen_in(&self) -> Option<(u64, Vec<u8>)> {
-        self.pin.seen_in()
-    }
-
-    /// Lookups that the guest did not take back.
-    pub(crate) fn lookups(&self) -> u64 {
-        self.nlookup.load(Ordering::Acquire)
-    }
-
-    /// The inode open for reading, left over from an earlier OPEN.
-    pub(crate) fn take_spare(&self) -> Option<OwnedFd> {
-        self.pin.take_spare(&self.pins)
-    }
-
-    pub(crate) fn kind(&self) -> u32 {
-        u32::from(self.kind)
-    }
-
-    pub(crate) fn is_directory(&self) -> bool {
-        self.kind() == libc::S_IFDIR
-    }
-
-    /// The inode number that the guest sees.
-    pub(crate) fn ino(&self) -> u64 {
-        self.ino_of(self.key.ino)
-    }
-
-    /// The number that the guest sees for `ino` on this inode's device. Where the guest cannot tell devices apart, the device goes into
-    /// the upper bits, which host file systems of a sane size leave alone.
-    pub(crate) fn ino_of(&self, ino: u64) -> u64 {
-        if !self.foreign {
-            return ino;
-        }
-        let device = self.key.device.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 49;
-        ino ^ (device | 1) << 48
-    }
-
-    /// Refuses all but regular files. FIFOs would block, devices act, and links lead elsewhere.
-    pub(crate) fn must_be_regular(&self) -> Result<()> {
-        match self.kind() {
-            libc::S_IFREG => Ok(()),
-            libc::S_IFDIR => errno(libc::EISDIR),
-            libc::S_IFLNK => errno(libc::ELOOP),
-            _ => errno(libc::ENXIO),
-        }
-    }
-
-    pub(crate) fn must_be_directory(&self) -> Result<()> {
-        if self.is_directory() { Ok(()) } else { errno(libc::ENOTDIR) }
-    }
-
-    pub(crate) fn must_be_writable(&self) -> Result<()> {
-        if self.effects.read_only { errno(libc::EROFS) } else { Ok(()) }
-    }
-
-    /// Whether nodes are held by their name in this directory alone.
-    pub(crate) fn has_named_children(&self) -> bool {
-        self.named_children.load(Ordering::Relaxed) > 0
-    }
-
-    /// One such node more, or less.
-    pub(crate) fn names_children(&self, more: bool) {
-        match more {
-            true => self.named_children.fetch_add(1, Ordering::Relaxed),
-            false => self.named_children.fetch_sub(1, Ordering::Relaxed),
-        };
-    }
-
-    /// The inode was seen as `name` in `parent` just now.
-    pub(crate) fn seen_at(&self, parent: &Arc<Inode>, name: &CStr) {
-        self.pin.seen_at(parent, name);
-    }
-
-    /// Counts one more lookup, unless the node is on its way out.
-    pub(crate) fn count(&self) -> bool {
-        let more = |count: u64| (count > 0).then(|| count.saturating_add(1));
-        self.nlookup.fetch_update(Ordering::AcqRel, Ordering::Relaxed, more).is_ok()
-    }
-
-    /// Takes `nlookup` lookups back; true for the one call that ends the node. A guest that takes back more than it got ends its
-    /// node early and harms nobody else.
-    fn uncount(&self, nlookup: u64) -> bool {
-        let less = |count: u64| (count > 0).then(|| count.saturating_sub(nlookup));
-        let before = self.nlookup.fetch_update(Ordering::AcqRel, Ordering::Relaxed, less);
-        before.is_ok_and(|before| before <= nlookup)
-    }
-}
-
-impl AsRef<Pin> for Inode {
-    fn as_ref(&self) -> &Pin {
-        &self.pin
-    }
-}
-
-impl Drop for Inode {
-    fn drop(&mut self) {
-        self.pins.gone(&self.pin);
-    }
-}
-
-/// What a new node is made of, beside its number.
-pub(crate) struct NewInode {
-    pub(crate) hold: Hold,
-    pub(crate) born: Option<Born>,
-    pub(crate) kind: u16,
-    pub(crate) submount: bool,
-    pub(crate) foreign: bool,
-    pub(crate) effects: Arc<Effects>,
-}
-
-impl NewInode {
-    pub(crate) fn new(hold: Hold, status: &Status, effects: Arc<Effects>, submount: bool, foreign: bool) -> NewInode {
-        NewInode { hold, born: status.born(), kind: status.mode(), submount, foreign, effects }
-    }
-}
+use crate::stat::Status;
 
 /// All nodes of one guest, by node id and by host inode.
 pub(crate) struct Inodes {
@@ -219,7 +46,7 @@ impl Inodes {
         if let Some(table) = &versions {
             table.mark_root(slot);
         }
-        let root = Arc::new(make(ROOT_ID, slot, status.key(), root, &pins));
+        let root = Arc::new(Inode::new(ROOT_ID, slot, status.key(), root, &pins));
         pins.meet(root.key.mount, &root.pin);
         Inodes {
             seed: Seed::new(),
@@ -374,7 +201,7 @@ impl Inodes {
 
     fn enter_new(&self, key: Key, new: NewInode) -> Arc<Inode> {
         let (id, slot) = self.assign_id(key);
-        let inode = Arc::new(make(id, slot, key, new, &self.pins));
+        let inode = Arc::new(Inode::new(id, slot, key, new, &self.pins));
         let hash = self.seed.hash([inode.id]);
         self.by_id.write(hash).insert_unique(hash, Arc::clone(&inode), |inode| self.seed.hash([inode.id]));
         self.count.fetch_add(1, Ordering::Relaxed);
@@ -397,8 +224,8 @@ impl Inodes {
         if id <= ROOT_ID || lookups == 0 || id % slots != slot || self.by_id(id).is_some() {
             return Err(STALE);
         }
-        let inode = Arc::new(make(id, slot, key, new, &self.pins));
-        inode.nlookup.store(lookups, Ordering::Release);
+        let inode = Arc::new(Inode::new(id, slot, key, new, &self.pins));
+        inode.count_as(lookups);
         let (by_key, by_id) = (self.hash_key(key), self.seed.hash([id]));
         match self.by_key.write(by_key).entry(by_key, |inode| inode.key == key, |inode| self.hash_key(inode.key)) {
             Entry::Occupied(_) => return Err(STALE),
@@ -491,27 +318,4 @@ impl Inodes {
 
 fn slot(versions: Option<&Table>, key: Key) -> u64 {
     versions.map_or(0, |table| table.slot(key.device, key.ino))
-}
-
-fn make(id: u64, slot: u64, key: Key, new: NewInode, pins: &Arc<Pins>) -> Inode {
-    let NewInode { hold, kind, submount, foreign, effects, .. } = new;
-    let kind = kind & libc::S_IFMT as u16;
-    let (pin, pins) = (Pin::new(hold), Arc::clone(pins));
-    pins.made(&pin);
-    Inode {
-        id,
-        key,
-        slot,
-        watched: OnceLock::new(),
-        effects,
-        nlookup: AtomicU64::new(1),
-        pin,
-        pins,
-        kind,
-        submount,
-        foreign,
-        named_children: AtomicU32::new(0),
-        can_write: OnceLock::new(),
-        announced: AtomicBool::new(false),
-    }
 }

@@ -24,7 +24,7 @@ use crate::config::Effects;
 use crate::create::Wanted;
 use crate::credentials::set_umask;
 use crate::error::{Lift, errno};
-use crate::inodes::Inode;
+use crate::inode::Inode;
 use crate::lookup::open_path;
 use crate::stat::{Status, device_numbers, encode_device};
 

@@ -45,6 +45,7 @@ mod filesystem;
 mod handles;
 mod hostdir;
 mod ids;
+mod inode;
 mod inodes;
 mod io;
 mod ioctl;

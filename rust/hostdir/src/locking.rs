@@ -9,7 +9,7 @@ use virtiofs_fuse::{Error, Result, Wait};
 use crate::HostDir;
 use crate::bounds::Counted;
 use crate::handles::FileHandle;
-use crate::inodes::Inode;
+use crate::inode::Inode;
 use crate::locks::{Asked, FileKey};
 
 fn key(inode: &Inode) -> FileKey {

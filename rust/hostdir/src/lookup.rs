@@ -11,7 +11,7 @@ use virtiofs_fuse::{Context, Error, Result};
 use crate::HostDir;
 use crate::error::{Lift, errno};
 use crate::hostdir::component;
-use crate::inodes::{Inode, Key, NewInode};
+use crate::inode::{Inode, Key, NewInode};
 use crate::pins::Hold;
 use crate::procfd::is_procfs;
 use crate::seen::Seen;

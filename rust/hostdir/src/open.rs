@@ -11,7 +11,7 @@ use crate::HostDir;
 use crate::bounds::Counted;
 use crate::error::{Lift, errno};
 use crate::handles::{DirHandle, FileHandle};
-use crate::inodes::Inode;
+use crate::inode::Inode;
 
 /// Flags of the guest's open(2) that mean something to the host's. O_NONBLOCK, O_NOFOLLOW and their like were the guest's business, O_APPEND
 /// is per write: a descriptor with it would ignore the offsets of writes.

@@ -21,7 +21,7 @@ use virtiofs_fuse::Result;
 
 use crate::bounds::Bounds;
 use crate::error::Lift;
-use crate::inodes::{Inode, Key};
+use crate::inode::{Inode, Key};
 use crate::seen::Seen;
 use crate::stat::{Born, Status};
 use crate::sys::{self, FileHandle};

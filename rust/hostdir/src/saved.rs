@@ -20,7 +20,7 @@ use crate::HostDir;
 use crate::bounds::Counted;
 use crate::error::{Lift, STALE};
 use crate::handles::{DirHandle, FileHandle};
-use crate::inodes::{Inode, NewInode};
+use crate::inode::{Inode, NewInode};
 use crate::open::open_directory;
 use crate::pins::{Hold, Mount};
 use crate::seen::Seen;

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use virtiofs_fuse::{Error, Result};
 
 use crate::error::STALE;
-use crate::inodes::{Inode, Key};
+use crate::inode::{Inode, Key};
 use crate::lookup::open_path;
 use crate::stat::{Born, Status};
 

@@ -17,7 +17,7 @@ use virtiofs_fuse::wire::init;
 use crate::HostDir;
 use crate::bounds::Counted;
 use crate::handles::{DirHandle, FileHandle};
-use crate::inodes::Inode;
+use crate::inode::Inode;
 use crate::open::open_directory;
 use crate::shards::{Seed, Shards};
 

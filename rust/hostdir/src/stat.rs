@@ -8,7 +8,7 @@ use virtiofs_fuse::Result;
 use virtiofs_fuse::wire::{Attr, Statx, SxTime};
 
 use crate::error::Lift;
-use crate::inodes::Key;
+use crate::inode::Key;
 use crate::sys;
 
 /// `STATX_MNT_ID_UNIQUE` (Linux 6.8): a mount id that is never used again. Asked for together with `STATX_MNT_ID`, which older

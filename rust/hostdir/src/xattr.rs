@@ -16,7 +16,7 @@ use virtiofs_fuse::{Error, Result};
 
 use crate::HostDir;
 use crate::error::{Lift, errno};
-use crate::inodes::Inode;
+use crate::inode::Inode;
 use crate::stat::Status;
 use crate::sys;
 use crate::xattrmap::{NAME_BUFFER, NameBuffer, narrow};
