@@ -271,11 +271,18 @@ impl Call<'_> {
         if args.count > FORGETS_MAX {
             return self.server.malformed();
         }
-        for _ in 0..args.count {
-            let one: ForgetOne = self.take()?;
-            self.server.forget(one.nodeid, one.nlookup);
+        let whole = self.message.remaining() / size_of::<ForgetOne>();
+        let mut left = whole.min(args.count as usize);
+        let mut some = [ForgetOne::default(); FORGETS_AT_ONCE];
+        while left > 0 {
+            let Some(some) = some.get_mut(..left.min(FORGETS_AT_ONCE)) else { break };
+            if self.message.take(some.as_mut_bytes()).is_err() {
+                return self.server.malformed();
+            }
+            some.iter().for_each(|one| self.server.forget(one.nodeid, one.nlookup));
+            left -= some.len();
         }
-        Ok(0)
+        if whole < args.count as usize { self.server.malformed() } else { Ok(0) }
     }
 
     fn resizes(&self, node: u64, size: u64) {
@@ -373,14 +380,10 @@ impl Call<'_> {
     }
 
     /// A reply of one struct.
-    pub(crate) fn reply<T: IntoBytes + Immutable>(&mut self, value: &T) -> Result<usize> {
-        let len = HEADER + size_of::<T>();
-        let mut bytes = [0u8; HEADER + size_of::<StatxOut>()];
-        let Some(bytes) = bytes.get_mut(..len) else { return Err(Error::Errno(libc::EIO)) };
-        let (head, body) = bytes.split_at_mut(HEADER);
-        head.copy_from_slice(self.out_header(len).as_bytes());
-        body.copy_from_slice(value.as_bytes());
-        self.message.put(0, bytes).map_err(|_| NO_ROOM)?;
+    pub(crate) fn reply<T: IntoBytes + Immutable + Copy>(&mut self, value: &T) -> Result<usize> {
+        let len = size_of::<Reply<T>>();
+        let reply = Reply { header: self.out_header(len), body: *value };
+        self.message.put(0, reply.as_bytes()).map_err(|_| NO_ROOM)?;
         Ok(len)
     }
 
@@ -406,6 +409,8 @@ impl Call<'_> {
 const REMOVED_MAX: usize = 4096;
 /// Nodes of one BATCH_FORGET. A guest can give the same memory many times in one request, so its size says little.
 const FORGETS_MAX: u32 = 1 << 20;
+/// As many of them are taken from the message together.
+const FORGETS_AT_ONCE: usize = 64;
 /// Bytes of entries in one reply: they are collected here before they are the guest's. Linux asks for 1 MiB at most.
 const LISTING_MAX: usize = 1 << 20;
 /// The guest gave less room than the reply needs.
@@ -414,8 +419,16 @@ const NO_ROOM: Error = Error::Errno(libc::EIO);
 /// waiting.
 const LARGEST_COPY: u64 = 64 << 20;
 
-/// Reply of CREATE and TMPFILE.
+/// A header and the one struct behind it.
 #[derive(IntoBytes, Immutable)]
+#[repr(C, packed)]
+struct Reply<T> {
+    header: OutHeader,
+    body: T,
+}
+
+/// Reply of CREATE and TMPFILE.
+#[derive(Clone, Copy, IntoBytes, Immutable)]
 #[repr(C)]
 struct Created {
     entry: EntryOut,

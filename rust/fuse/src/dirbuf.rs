@@ -1,21 +1,25 @@
 //! The reply of READDIR and READDIRPLUS while it is filled.
 
-use zerocopy::IntoBytes;
+use zerocopy::{Immutable, IntoBytes};
 
 use crate::wire::{Dirent, Direntplus, EntryOut};
 
 /// Directory entries in wire form, up to the size that the guest asked for.
 #[derive(Debug, Default)]
 pub struct DirBuffer {
+    /// Whatever was in it stays: what counts are the bytes below `used`.
     bytes: Vec<u8>,
+    used: usize,
     limit: usize,
 }
 
 impl DirBuffer {
     /// Empties the buffer and sets how many bytes the reply may have.
     pub fn restart(&mut self, limit: usize) {
-        self.bytes.clear();
-        self.limit = limit;
+        (self.used, self.limit) = (0, limit);
+        if self.bytes.len() < limit {
+            self.bytes.resize(limit, 0);
+        }
     }
 
     /// Bytes that an entry takes.
@@ -27,41 +31,42 @@ impl DirBuffer {
     /// Whether an entry with this name still has room. Ask before a lookup is counted for it: the kernel drops a record
     /// that was cut off, and with it the count.
     pub fn fits(&self, plus: bool, name: &[u8]) -> bool {
-        self.bytes.len() + Self::record(plus, name) <= self.limit
+        self.used + Self::record(plus, name) <= self.limit
     }
 
     /// Appends an entry for READDIR; `kind` is a `DT_` value, `off` the cookie behind the entry. False, and no change, if it has no
     /// room.
     pub fn push(&mut self, name: &[u8], ino: u64, kind: u32, off: u64) -> bool {
-        self.append(None, name, Dirent { ino, off, namelen: name.len() as u32, kind })
+        self.append(&Dirent { ino, off, namelen: name.len() as u32, kind }, name)
     }
 
     /// Appends an entry for READDIRPLUS. An `entry` with node id 0 lists the name and makes the guest look it up by itself.
     pub fn push_plus(&mut self, name: &[u8], ino: u64, kind: u32, off: u64, entry: &EntryOut) -> bool {
-        self.append(Some(entry), name, Dirent { ino, off, namelen: name.len() as u32, kind })
+        let dirent = Dirent { ino, off, namelen: name.len() as u32, kind };
+        self.append(&Direntplus { entry_out: *entry, dirent }, name)
     }
 
-    fn append(&mut self, entry: Option<&EntryOut>, name: &[u8], dirent: Dirent) -> bool {
-        if !self.fits(entry.is_some(), name) {
-            return false;
-        }
-        if let Some(entry) = entry {
-            self.bytes.extend_from_slice(entry.as_bytes());
-        }
-        self.bytes.extend_from_slice(dirent.as_bytes());
-        self.bytes.extend_from_slice(name);
-        self.bytes.resize(self.bytes.len().next_multiple_of(8), 0);
+    fn append<H: IntoBytes + Immutable>(&mut self, head: &H, name: &[u8]) -> bool {
+        let len = (size_of::<H>() + name.len()).next_multiple_of(8);
+        let end = self.used + len;
+        let Some(record) = self.bytes.get_mut(self.used..end).filter(|_| end <= self.limit) else { return false };
+        let (record, rest) = record.split_at_mut(size_of::<H>());
+        record.copy_from_slice(head.as_bytes());
+        let (record, padding) = rest.split_at_mut(name.len());
+        record.copy_from_slice(name);
+        padding.fill(0);
+        self.used = end;
         true
     }
 
     /// Whether no entry was appended.
     pub fn is_empty(&self) -> bool {
-        self.bytes.is_empty()
+        self.used == 0
     }
 
     /// The reply's bytes.
     pub fn as_bytes(&self) -> &[u8] {
-        &self.bytes
+        self.bytes.get(..self.used).unwrap_or_default()
     }
 }
 
@@ -81,5 +86,8 @@ mod tests {
         out.restart(151);
         assert!(!out.push_plus(b"a", 7, 4, 1, &EntryOut::default()));
         assert!(out.is_empty());
+        out.restart(32);
+        assert!(out.push(b"ab", 7, 4, 1));
+        assert_eq!(out.as_bytes()[24..], *b"ab\0\0\0\0\0\0", "nothing is left of what was there");
     }
 }

@@ -283,6 +283,18 @@ fn batch_forget_takes_all_its_counts_back() {
     let body = [head.as_bytes(), one.as_bytes(), two.as_bytes()].concat();
     assert_eq!(ask(&server, Opcode::BatchForget, &body, 0).1, 0);
     assert_eq!(fs.forgotten.load(Ordering::Relaxed), 7);
+    // As many as Linux sends at once, and one more than there are.
+    let many = |count: u32, there: u64| {
+        let mut body = BatchForgetIn { count, dummy: 0 }.as_bytes().to_vec();
+        (0..there).for_each(|nodeid| body.extend(ForgetOne { nodeid, nlookup: 1 }.as_bytes()));
+        assert_eq!(ask(&server, Opcode::BatchForget, &body, 0).1, 0);
+        (fs.forgotten.swap(0, Ordering::Relaxed), server.metrics().malformed())
+    };
+    assert_eq!(many(0, 0), (7, 0));
+    assert_eq!(many(1000, 1000), (1000, 0));
+    assert_eq!(many(64, 64), (64, 0));
+    assert_eq!(many(66, 65), (65, 1));
+    assert_eq!(many(64, 65), (64, 1));
 }
 
 /// Every operation with its body cut at every length and every room for the reply, then a great many random bodies: an answer

@@ -22,21 +22,24 @@ impl FileSystem for HostDir {
     /// Extended attributes where none are served: it asks for `security.capability` before it changes a file, twice for each new one
     /// that tar(1) unpacks, unless it knows that there are none at all.
     fn lacks(&self) -> u64 {
-        let mut lacks = 0;
-        if self.writeback() {
-            lacks |= 1 << Opcode::Lseek as u32;
-        }
-        let opens = [Opcode::Open, Opcode::Release, Opcode::Flush].map(|op| (op, self.no_open()));
-        let opendirs = [Opcode::Opendir, Opcode::Releasedir].map(|op| (op, self.no_opendir()));
-        for (op, _) in opens.into_iter().chain(opendirs).filter(|(_, lacking)| *lacking) {
-            lacks |= 1 << op as u32;
-        }
-        if !self.config.xattr {
-            for op in [Opcode::Setxattr, Opcode::Getxattr, Opcode::Listxattr, Opcode::Removexattr] {
-                lacks |= 1 << op as u32;
+        const fn all<const N: usize>(operations: [Opcode; N]) -> u64 {
+            let (mut bits, mut at) = (0, 0);
+            while at < N {
+                bits |= 1 << operations[at] as u32;
+                at += 1;
             }
+            bits
         }
-        lacks
+        // Asked at each request.
+        const DATA: u64 = all([Opcode::Lseek]);
+        const OPENS: u64 = all([Opcode::Open, Opcode::Release, Opcode::Flush]);
+        const OPENDIRS: u64 = all([Opcode::Opendir, Opcode::Releasedir]);
+        const XATTRS: u64 = all([Opcode::Setxattr, Opcode::Getxattr, Opcode::Listxattr, Opcode::Removexattr]);
+        let lacking = |lacks: bool, operations: u64| if lacks { operations } else { 0 };
+        lacking(self.writeback(), DATA)
+            | lacking(self.no_open(), OPENS)
+            | lacking(self.no_opendir(), OPENDIRS)
+            | lacking(!self.config.xattr, XATTRS)
     }
 
     fn read_only(&self) -> bool {
