@@ -1,7 +1,7 @@
 //! CREATE, TMPFILE, MKNOD, MKDIR, SYMLINK: inodes come to be, as their caller's.
 
 use std::ffi::CStr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
@@ -81,7 +81,7 @@ impl HostDir {
         flags: u32,
         kill_suidgid: bool,
     ) -> Result<(EntryOut, OpenOut)> {
-        let inode = self.enter(dir, name, false, &mut Status::none())?;
+        let inode = self.enter(dir, dir.fd()?.as_fd(), name, false, &mut Status::none())?;
         let open = || {
             inode.must_be_regular().map_err(|_| STALE)?;
             if self.keeps() && !self.kept_allows(cx, &inode, access_mask(flags))? {
@@ -234,7 +234,7 @@ impl HostDir {
             change.of(make_as_wanted(&dir.fd()?, name, wanted).lift())?;
         }
         let mut status = Status::none();
-        let inode = self.enter(&dir, name, is_directory, &mut status)?;
+        let inode = self.enter(&dir, dir.fd()?.as_fd(), name, is_directory, &mut status)?;
         if let Some((label, value)) = new.security
             && let Err(error) = self.set_label(&inode.fd()?, label, value)
         {

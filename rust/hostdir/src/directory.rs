@@ -15,7 +15,6 @@ use virtiofs_fuse::{DirBuffer, Result};
 use crate::HostDir;
 use crate::error::{Lift, answer, errno};
 use crate::handles::DirHandle;
-use crate::inode::Inode;
 use crate::stat::Status;
 use crate::sys;
 
@@ -106,6 +105,7 @@ impl HostDir {
             rustix::fs::seek(handle.fd(), SeekFrom::Start(cookie as u64)).lift()?;
             (position.start, position.end, position.next) = (0, 0, offset);
         }
+        let mut status = Status::none();
         loop {
             if position.start == position.end {
                 match position.fill(handle) {
@@ -122,7 +122,7 @@ impl HostDir {
                 // An empty answer would be the end of the directory.
                 return if out.is_empty() { errno(libc::EINVAL) } else { Ok(()) };
             }
-            self.list(&handle.inode, &record, plus, out);
+            self.list(handle, &record, plus, &mut status, out);
             position.next = record.off;
             position.start += record.len;
         }
@@ -130,7 +130,8 @@ impl HostDir {
 
     /// Appends an entry for which there is room. With `plus` it is looked up, unless that fails: then the name is listed
     /// without a node.
-    fn list(&self, dir: &Arc<Inode>, record: &Record<'_>, plus: bool, out: &mut DirBuffer) {
+    fn list(&self, handle: &DirHandle, record: &Record<'_>, plus: bool, status: &mut Status, out: &mut DirBuffer) {
+        let dir = &handle.inode;
         let name = record.name.to_bytes();
         let ino = if dir.id == ROOT_ID && name == b".." { dir.ino() } else { dir.ino_of(record.ino) };
         let dots = name == b"." || name == b"..";
@@ -146,15 +147,14 @@ impl HostDir {
             return;
         }
         let new_directory = record.kind == u32::from(libc::DT_DIR) && !self.likely_known(dir, record.ino);
-        let mut status = Status::none();
-        match self.enter(dir, record.name, new_directory, &mut status) {
+        match self.enter(dir, handle.fd(), record.name, new_directory, status) {
             Ok(inode) if inode.effects.hidden => _ = self.inodes.forget_inode(&inode, 1),
             Ok(inode) if !plus => {
                 out.push(name, ino, kind, record.off);
                 self.inodes.forget_inode(&inode, 1);
             }
             Ok(inode) => {
-                let entry = self.entry(&inode, &status);
+                let entry = self.entry(&inode, status);
                 if !out.push_plus(name, ino, entry.attr.mode >> 12, record.off, &entry) {
                     self.inodes.forget_inode(&inode, 1);
                 }

@@ -44,7 +44,7 @@ pub struct HostDir {
     pub(crate) names: NameMap,
     /// By what this guest's locks are told from those of others.
     pub(crate) session: u64,
-    effects: Arc<Effects>,
+    pub(crate) effects: Arc<Effects>,
     /// Whether files that were read leave their descriptors for the next OPEN.
     pub(crate) spares: bool,
     /// INIT flags that hold in this session.

@@ -2,7 +2,7 @@
 //!
 //! A node is a hold on a host inode ([`Pin`]) with a lookup count. While that is an O_PATH descriptor, a number found again by
 //! statx(2) is the same inode; a node that has only a file handle proves it by that, one that was only seen by its time of
-//! birth. No path is ever kept. A node costs about 150 bytes here, and what it holds.
+//! birth. No path is ever kept. A node costs about 200 bytes here; one that was only seen has nothing else.
 
 use std::ffi::CStr;
 use std::os::fd::OwnedFd;
@@ -58,8 +58,8 @@ impl Inode {
     pub(crate) fn new(id: u64, slot: u64, key: Key, new: NewInode, pins: &Arc<Pins>) -> Inode {
         let NewInode { hold, kind, submount, foreign, effects, .. } = new;
         let kind = kind & libc::S_IFMT as u16;
+        pins.made(&hold);
         let (pin, pins) = (Pin::new(hold), Arc::clone(pins));
-        pins.made(&pin);
         Inode {
             id,
             key,
@@ -197,7 +197,7 @@ impl AsRef<Pin> for Inode {
 
 impl Drop for Inode {
     fn drop(&mut self) {
-        self.pins.gone(&self.pin);
+        self.pins.gone(&mut self.pin);
     }
 }
 

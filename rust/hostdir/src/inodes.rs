@@ -3,6 +3,7 @@
 //! All costs are flat in the number of nodes. A node that is on its way out of the table is found no more, or found to have no lookups; a
 //! new one may take its place at once.
 
+use std::ffi::CStr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -13,11 +14,13 @@ use virtiofs_fuse::wire::ROOT_ID;
 use virtiofs_fuse::{Error, Result};
 
 use crate::bounds::Bounds;
+use crate::config::Effects;
 use crate::error::STALE;
 use crate::inode::{Inode, Key, NewInode};
 use crate::pins::{Hold, Matched, Mount, Pins};
+use crate::seen::Seen;
 use crate::shards::{Seed, Shards};
-use crate::stat::Status;
+use crate::stat::{Born, Status};
 
 /// All nodes of one guest, by node id and by host inode.
 pub(crate) struct Inodes {
@@ -138,6 +141,45 @@ impl Inodes {
         let table = self.by_key.read(hash);
         let proven = |inode: &&Arc<Inode>| inode.pin.is_proven(status.born()) && inode.count();
         table.find(hash, |inode| inode.key == key).filter(proven).map(Arc::clone)
+    }
+
+    /// The node of an inode that was just seen as `name` in `dir`, on the same mount and device, counted once more: the one in the table, or
+    /// a new one that is held by this. `None` where the node in the table is proven by more than a time of birth.
+    ///
+    /// What most lookups and listings end in: one look at the table, under one lock.
+    pub(crate) fn enter_seen(
+        &self,
+        dir: &Arc<Inode>,
+        name: &CStr,
+        born: Born,
+        status: &Status,
+        effects: &Arc<Effects>,
+    ) -> Result<Option<Arc<Inode>>> {
+        let key = status.key();
+        let hash = self.hash_key(key);
+        let mut table = self.by_key.write(hash);
+        match table.entry(hash, |inode| inode.key == key, |inode| self.hash_key(inode.key)) {
+            Entry::Occupied(entry) => {
+                let there = entry.get();
+                let Some(in_place) = there.pin.is_proven_at(dir, name, born).filter(|_| there.count()) else {
+                    return Ok(None);
+                };
+                let there = Arc::clone(there);
+                drop(table);
+                if !in_place {
+                    there.seen_at(dir, name);
+                }
+                Ok(Some(there))
+            }
+            Entry::Vacant(entry) => {
+                self.room()?;
+                let hold = Hold::Seen(Seen::new(dir, name, born));
+                let new = NewInode::new(hold, status, Arc::clone(effects), false, dir.foreign);
+                let inode = self.enter_new(key, new);
+                entry.insert(Arc::clone(&inode));
+                Ok(Some(inode))
+            }
+        }
     }
 
     /// The node of a key, which may be another inode's that had the number before.
@@ -268,7 +310,14 @@ impl Inodes {
         if id == ROOT_ID {
             return false;
         }
-        self.by_id(id).is_some_and(|inode| self.forget_inode(&inode, nlookup))
+        let hash = self.seed.hash([id]);
+        let inode = match self.by_id.write(hash).find_entry(hash, |inode| inode.id == id) {
+            Ok(entry) if entry.get().uncount(nlookup) => entry.remove().0,
+            _ => return false,
+        };
+        self.count.fetch_sub(1, Ordering::Relaxed);
+        self.remove_key(&inode);
+        true
     }
 
     /// As [`Inodes::forget`], with the node at hand.
@@ -276,12 +325,16 @@ impl Inodes {
         if !inode.uncount(nlookup) {
             return false;
         }
+        self.remove_key(inode);
+        self.remove_id(inode);
+        true
+    }
+
+    fn remove_key(&self, inode: &Arc<Inode>) {
         let hash = self.hash_key(inode.key);
         if let Ok(entry) = self.by_key.write(hash).find_entry(hash, |entry| Arc::ptr_eq(entry, inode)) {
             entry.remove();
         }
-        self.remove_id(inode);
-        true
     }
 
     fn remove_id(&self, inode: &Arc<Inode>) {

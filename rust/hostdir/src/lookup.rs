@@ -15,7 +15,7 @@ use crate::inode::{Inode, Key, NewInode};
 use crate::pins::Hold;
 use crate::procfd::is_procfs;
 use crate::seen::Seen;
-use crate::stat::Status;
+use crate::stat::{Born, Status};
 
 impl HostDir {
     pub(crate) fn op_lookup(&self, cx: &Context, parent: u64, name: &CStr) -> Result<EntryOut> {
@@ -29,7 +29,8 @@ impl HostDir {
             return Err(error);
         }
         let mut status = Status::none();
-        match self.enter(&dir, name, false, &mut status).and_then(|inode| self.seen(inode)) {
+        let found = self.enter(&dir, dir.fd()?.as_fd(), name, false, &mut status);
+        match found.and_then(|inode| self.seen(inode)) {
             Ok(inode) => Ok(self.entry(&inode, &status)),
             Err(Error::Errno(libc::ENOENT)) if !dir.effects.negative_ttl.is_zero() => Ok(dir.effects.negative_entry()),
             Err(error) => Err(error),
@@ -45,7 +46,7 @@ impl HostDir {
         Ok(inode)
     }
 
-    /// The node that a name leads to, counted once more; its attributes go to `status`.
+    /// The node that a name leads to, counted once more; its attributes go to `status`. `at` is a descriptor of `dir`.
     ///
     /// One statx(2) by name, unless the name leads to a new directory, or to what cannot be told apart from another inode
     /// of its number later: that is opened now, at once if it is `probably_new_directory`. The name is a single component and
@@ -53,25 +54,39 @@ impl HostDir {
     pub(crate) fn enter(
         &self,
         dir: &Arc<Inode>,
+        at: BorrowedFd<'_>,
         name: &CStr,
         probably_new_directory: bool,
         status: &mut Status,
     ) -> Result<Arc<Inode>> {
         if !probably_new_directory {
-            status.read_name(dir.fd()?, name)?;
+            status.read_name(at, name)?;
+            if let Some(born) = self.plain(dir, status)
+                && let Some(inode) = self.inodes.enter_seen(dir, name, born, status, &self.effects)?
+            {
+                return Ok(inode);
+            }
             if let Some(inode) = self.inodes.find_and_count(status) {
                 inode.seen_at(dir, name);
                 return Ok(inode);
             }
             if let (false, Some(born)) = (status.is_directory() || self.keeps(), status.born()) {
-                let seen = Hold::Seen(Box::new(Seen::new(dir, name, born)));
+                let seen = Hold::Seen(Seen::new(dir, name, born));
                 return self.enter_new(dir, name, seen, status);
             }
         }
-        let fd = open_path(dir.fd()?.as_fd(), name)?;
+        let fd = open_path(at, name)?;
         status.read(&fd)?;
         *status = self.shown(*status, &fd);
         self.enter_fd(dir, name, fd, status)
+    }
+
+    /// Whether nothing has to be found out about an inode that was seen in `dir`, should it be a new one: then when it was made.
+    fn plain(&self, dir: &Inode, status: &Status) -> Option<Born> {
+        let key = status.key();
+        let beside = (key.mount, key.device) == (dir.key.mount, dir.key.device);
+        let plain = beside && !status.is_directory() && !self.keeps() && self.config.rules.is_none();
+        status.born().filter(|_| plain)
     }
 
     /// The node of an O_PATH descriptor that was opened as `name` in `dir`.

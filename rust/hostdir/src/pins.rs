@@ -42,7 +42,7 @@ pub(crate) struct Pin {
 pub(crate) enum Hold {
     Fd(OwnedFd),
     Handle(Box<(Mount, FileHandle)>),
-    Seen(Box<Seen>),
+    Seen(Seen),
 }
 
 /// The descriptor of a node; while it is borrowed the node keeps it. One thread may borrow it several times.
@@ -104,8 +104,18 @@ impl Pin {
     pub(crate) fn is_proven(&self, born: Option<Born>) -> bool {
         match &*self.hold.read_recursive() {
             Hold::Fd(_) => true,
-            Hold::Seen(seen) => born == Some(seen.born),
+            Hold::Seen(seen) => born == Some(seen.born()),
             Hold::Handle(_) => false,
+        }
+    }
+
+    /// As [`Pin::is_proven`], for an inode that was found as `name` in `parent`; tells also whether it was last seen there, if it
+    /// matters.
+    pub(crate) fn is_proven_at(&self, parent: &Arc<Inode>, name: &CStr, born: Born) -> Option<bool> {
+        match &*self.hold.read_recursive() {
+            Hold::Fd(_) => Some(true),
+            Hold::Seen(seen) => (born == seen.born()).then(|| seen.is_at(parent, name)),
+            Hold::Handle(_) => None,
         }
     }
 
@@ -116,7 +126,7 @@ impl Pin {
             && let Some(mut hold) = self.hold.try_write()
             && let Hold::Seen(seen) = &*hold
         {
-            *hold = Hold::Seen(Box::new(Seen::new(parent, name, seen.born)));
+            *hold = Hold::Seen(Seen::new(parent, name, seen.born()));
         }
     }
 
@@ -188,10 +198,10 @@ impl Pin {
         let same = |fd: &OwnedFd| match &*hold {
             Hold::Fd(_) => true,
             Hold::Handle(handle) => sys::name_to_handle_at(fd.as_fd()).is_ok_and(|theirs| theirs == handle.1),
-            Hold::Seen(seen) => born == Some(seen.born),
+            Hold::Seen(seen) => born == Some(seen.born()),
         };
         let fd = match (new, &*hold) {
-            (Hold::Seen(new), Hold::Seen(seen)) if new.born == seen.born => return Matched::Yes,
+            (Hold::Seen(new), Hold::Seen(seen)) if new.born() == seen.born() => return Matched::Yes,
             (Hold::Seen(new), Hold::Handle(_)) => match new.open(key) {
                 Ok(fd) => fd,
                 Err(_) => return Matched::No(Hold::Seen(new)),
@@ -259,19 +269,22 @@ impl Pins {
         self.held.load(Ordering::Relaxed)
     }
 
-    /// A node was made.
-    pub(crate) fn made(&self, pin: &Pin) {
-        if pin.holds_fd() {
+    /// A node is made with this.
+    pub(crate) fn made(&self, hold: &Hold) {
+        if let Hold::Fd(_) = hold {
             self.more();
         }
     }
 
-    /// A node is gone.
-    pub(crate) fn gone(&self, pin: &Pin) {
-        if pin.holds_fd() {
+    /// A node is gone: nobody else has it, so no lock is needed.
+    pub(crate) fn gone(&self, pin: &mut Pin) {
+        if let Hold::Fd(_) = pin.hold.get_mut() {
             self.less();
         }
-        drop(pin.take_spare(self));
+        if pin.spare.get_mut().take().is_some() {
+            self.spares.fetch_sub(1, Ordering::Relaxed);
+            self.less();
+        }
     }
 
     /// Lines `id`, which just got a descriptor, up for giving it back.

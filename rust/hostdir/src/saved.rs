@@ -256,7 +256,7 @@ impl HostDir {
             && let Ok(status) = Status::by_name(parent.fd()?, &name)
             && node.is(&status)
         {
-            return Ok((Hold::Seen(Box::new(Seen::new(&parent, &name, born))), status));
+            return Ok((Hold::Seen(Seen::new(&parent, &name, born)), status));
         }
         if node.path.is_empty() {
             return Err(STALE);

@@ -51,8 +51,9 @@ impl Name {
 pub(crate) struct Seen {
     parent: Arc<Inode>,
     name: Name,
-    /// When the inode was made.
-    pub(crate) born: Born,
+    /// When the inode was made: seconds and nanoseconds, side by side with the flag so that all of them take two words.
+    seconds: i64,
+    nanoseconds: u32,
     /// The guest has asked for attributes once.
     asked: AtomicBool,
 }
@@ -60,7 +61,14 @@ pub(crate) struct Seen {
 impl Seen {
     pub(crate) fn new(parent: &Arc<Inode>, name: &CStr, born: Born) -> Seen {
         parent.names_children(true);
-        Seen { parent: Arc::clone(parent), name: Name::new(name), born, asked: AtomicBool::new(false) }
+        let ((seconds, nanoseconds), asked) = (born, AtomicBool::new(false));
+        Seen { parent: Arc::clone(parent), name: Name::new(name), seconds, nanoseconds, asked }
+    }
+
+    /// When the inode was made.
+    #[inline]
+    pub(crate) fn born(&self) -> Born {
+        (self.seconds, self.nanoseconds)
     }
 
     /// Whether this is the place where the inode was seen.
@@ -92,7 +100,7 @@ impl Seen {
     }
 
     fn prove(&self, status: &Status, key: Key) -> Result<()> {
-        if (status.key(), status.born()) == (key, Some(self.born)) { Ok(()) } else { Err(STALE) }
+        if (status.key(), status.born()) == (key, Some(self.born())) { Ok(()) } else { Err(STALE) }
     }
 }
 

@@ -6,8 +6,8 @@ use std::ffi::CString;
 use std::os::unix::fs::MetadataExt;
 
 use common::*;
-use virtiofs_fuse::FileSystem;
 use virtiofs_fuse::wire::*;
+use virtiofs_fuse::{Error, FileSystem};
 
 fn filled(count: usize) -> Share {
     let share = share();
@@ -82,6 +82,41 @@ fn plus_counts_one_lookup_for_each_entry_delivered_and_no_other() {
         share.fs.forget(node, 2);
     }
     assert_eq!(share.fs.nodes(), 1);
+}
+
+#[test]
+fn listings_beside_each_other_and_beside_changes_leave_no_node_behind() {
+    let share = filled(40);
+    std::thread::scope(|scope| {
+        for thread in 0..3 {
+            let share = &share;
+            scope.spawn(move || {
+                for turn in 0..100 {
+                    for entry in share.list(ROOT_ID, true, 4096).iter().filter(|entry| entry.node != 0) {
+                        // Some are used, and get a descriptor, unless their name leads elsewhere by now.
+                        match share.fs.getattr(&ROOT, entry.node, None) {
+                            Ok(_) if (turn + thread) % 3 == 0 => {}
+                            Ok(_) => drop(share.open(entry.node, libc::O_RDONLY).map(|fh| share.release(fh))),
+                            Err(error) => assert_eq!(error, Error::Errno(libc::ESTALE)),
+                        }
+                        share.fs.forget(entry.node, 1);
+                    }
+                }
+            });
+        }
+        scope.spawn(|| {
+            for turn in 0..1000 {
+                let name = CString::new(format!("file-{:04}", turn % 40)).unwrap();
+                match turn % 3 {
+                    // Of this guest, and of somebody else on the host.
+                    0 => share.fs.unlink(&ROOT, ROOT_ID, &name).unwrap(),
+                    _ => std::fs::remove_file(share.path(name.to_str().unwrap())).unwrap(),
+                }
+                std::fs::write(share.path(name.to_str().unwrap()), "").unwrap();
+            }
+        });
+    });
+    assert_eq!((share.fs.nodes(), share.fs.handles(), share.fs.node_descriptors()), (1, 0, 1));
 }
 
 #[test]
