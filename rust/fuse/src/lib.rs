@@ -9,6 +9,7 @@ mod creation;
 mod dirbuf;
 mod error;
 mod fs;
+mod head;
 mod lane;
 mod message;
 mod metrics;

@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use zerocopy::{FromZeros, IntoBytes};
 
 use crate::call::Call;
+use crate::head::{Head, take_early};
 use crate::lane::by_backing;
 use crate::op::{OPCODES, Opcode, Operation, ReplyForm};
 use crate::wire::*;
@@ -78,9 +79,9 @@ impl Scratch {
 pub struct Server {
     pub(crate) fs: Arc<dyn FileSystem>,
     pub(crate) lane: Option<Arc<dyn Lane>>,
-    routes: Routes,
+    pub(crate) routes: Routes,
     pub(crate) limits: Limits,
-    metrics: Metrics,
+    pub(crate) metrics: Metrics,
     /// Flags of the session, and whether there is one: read by each request.
     pub(crate) flags: AtomicU64,
     pub(crate) initialized: AtomicBool,
@@ -218,12 +219,16 @@ impl Server {
     }
 
     pub(crate) fn handle_at(&self, message: &mut dyn Message, scratch: &mut Scratch, place: Place) -> Outcome {
-        let mut header = InHeader::new_zeroed();
-        if message.take(header.as_mut_bytes()).is_err() {
+        let mut head = Head::new_zeroed();
+        let Some(early) = head.take(message) else {
             self.metrics.malformed_request();
             return Outcome::Done(0);
+        };
+        let (header, early) = (&head.header, head.behind.get(..early).unwrap_or_default());
+        if header.opcode == Opcode::Forget as u32 && self.forgets_at_once(header, early) {
+            return Outcome::Done(0);
         }
-        let result = catch_unwind(AssertUnwindSafe(|| self.checked(&header, message, scratch, place)));
+        let result = catch_unwind(AssertUnwindSafe(|| self.checked(header, early, message, scratch, place)));
         let result = result.unwrap_or_else(|_| {
             self.metrics.panic();
             Err(Error::Errno(libc::EIO))
@@ -245,10 +250,12 @@ impl Server {
         }
     }
 
-    /// The checks that hold for all operations; the answer is the length of the reply.
+    /// The checks that hold for all operations; the answer is the length of the reply. Bytes of `early` stand before those that are left in
+    /// the message.
     fn checked(
         &self,
         header: &InHeader,
+        mut early: &[u8],
         message: &mut dyn Message,
         scratch: &mut Scratch,
         place: Place,
@@ -263,7 +270,7 @@ impl Server {
             return Err(Lacking.into());
         };
         let claimed = (header.len as usize).checked_sub(size_of::<InHeader>());
-        if claimed.is_none_or(|claimed| claimed > message.remaining()) {
+        if claimed.is_none_or(|claimed| claimed > early.len() + message.remaining()) {
             return self.malformed();
         }
         let sessionless = matches!(row.opcode, Opcode::Init | Opcode::Destroy);
@@ -275,7 +282,9 @@ impl Server {
         }
         let mut arguments = [0; ARGUMENTS_MAX];
         let Some(room) = arguments.get_mut(..row.arguments) else { return self.malformed() };
-        if message.take(room).is_err() {
+        // All of it is there already, or nothing is.
+        let taken = if early.is_empty() { message.take(room) } else { take_early(&mut early, room) };
+        if taken.is_err() {
             return self.malformed();
         }
         let fs = match (self.routes.get(row.opcode as usize).copied().unwrap_or_default(), &self.lane) {
@@ -292,8 +301,11 @@ impl Server {
             return Err(Error::WouldBlock);
         }
         scratch.request.clear();
-        if row.names > 0 && self.take_rest(message, &mut scratch.request).is_err() {
-            return self.malformed();
+        if row.names > 0 {
+            scratch.request.extend_from_slice(early);
+            if self.take_rest(message, &mut scratch.request).is_err() {
+                return self.malformed();
+            }
         }
         let cx = Context { unique: header.unique, uid: header.uid, gid: header.gid, pid: header.pid, may_block };
         let mut call = Call { server: self, fs, row, header, cx, arguments: &arguments, message };
@@ -312,12 +324,12 @@ impl Server {
     }
 
     fn take_rest(&self, message: &mut dyn Message, into: &mut Vec<u8>) -> Result<(), Malformed> {
-        let rest = message.remaining();
+        let (rest, start) = (message.remaining(), into.len());
         if rest > REST_MAX {
             return Err(Malformed);
         }
-        into.resize(rest, 0);
-        message.take(into)
+        into.resize(start + rest, 0);
+        message.take(into.get_mut(start..).unwrap_or_default())
     }
 
     /// Bytes of data that one request may have where they are copied into memory of ours. No honest guest goes beyond what was agreed

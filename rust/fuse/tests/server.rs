@@ -297,6 +297,42 @@ fn batch_forget_takes_all_its_counts_back() {
     assert_eq!(many(64, 65), (64, 1));
 }
 
+/// Those are taken from the message in one step, and FORGET the short way where there is no window.
+#[test]
+fn requests_as_short_as_forget_are_read_like_others() {
+    let fs = Arc::new(Willing::default());
+    let server = Server::new(fs.clone(), Limits::default());
+    let forget = |len: u32, args: &[u8]| {
+        let header = InHeader { len, opcode: Opcode::Forget as u32, nodeid: 7, ..InHeader::default() };
+        let mut message = Plain::new([header.as_bytes(), args].concat(), Vec::new());
+        assert_eq!(server.handle(&mut message, &mut Scratch::default(), false), Outcome::Done(0));
+        fs.forgotten.swap(0, Ordering::Relaxed)
+    };
+    let args = ForgetIn { nlookup: 3 };
+    assert_eq!(forget(48, args.as_bytes()), 0, "there is no session");
+    let init = InitIn { major: 7, minor: 46, ..InitIn::default() };
+    assert_eq!(ask(&server, Opcode::Init, init.as_bytes(), 80).1, 80);
+    assert_eq!(forget(48, args.as_bytes()), 3);
+    assert_eq!(forget(48, &[args.as_bytes(), b"more"].concat()), 3);
+    let bad = server.metrics().malformed();
+    assert_eq!(forget(39, args.as_bytes()) + forget(49, args.as_bytes()) + forget(47, &args.as_bytes()[1..]), 0);
+    assert_eq!(server.metrics().malformed(), bad + 3);
+    let asked = server.metrics().operations().find(|(name, _, _)| *name == "FORGET");
+    assert_eq!(asked, Some(("FORGET", 6, 4)));
+
+    for name in [b"sixsix\0".as_slice(), b"seven77\0", b"eight888\0"] {
+        assert_eq!(ask(&server, Opcode::Lookup, name, 200), (OutHeader { len: 144, error: 0, unique: 0x4242 }, 144));
+    }
+    let errors = |opcode, body: &[u8]| ask(&server, opcode, body, 200).0.error;
+    assert_eq!(errors(Opcode::Lookup, b"no end.."), -libc::EINVAL);
+    assert_eq!(errors(Opcode::Lookup, b"sev/en7\0"), -libc::EINVAL);
+    assert_eq!(errors(Opcode::Unlink, b"abc\0def\0"), -libc::EINVAL);
+    assert_eq!((errors(Opcode::Access, &[0; 8]), errors(Opcode::Open, &[0; 8])), (0, 0));
+    assert_eq!(errors(Opcode::Mkdir, &[0; 8]), -libc::EINVAL, "there is no name");
+    assert_eq!(errors(Opcode::Mkdir, b"12345678name\0"), 0);
+    assert_eq!(errors(Opcode::Getattr, &[0; 8]), -libc::EINVAL);
+}
+
 /// Every operation with its body cut at every length and every room for the reply, then a great many random bodies: an answer
 /// always comes, and it is always one that Linux accepts.
 #[test]
