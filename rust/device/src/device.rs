@@ -12,8 +12,8 @@ use crate::identity::{EVENT_IDX, QUEUE_SIZE_MAX, VERSION_1};
 use crate::notices::Notices;
 use crate::pool::Pool;
 use crate::queue::Queue;
+use crate::running::Surroundings;
 use crate::window::Local;
-use crate::worker::Surroundings;
 use crate::{Call, Identity, Workers};
 
 /// What a device does at present.
@@ -128,7 +128,7 @@ impl Device {
             Threads::Own { slow } => (Arc::new(Pool::new(slow)), None),
             Threads::Shared(workers) => (Arc::clone(&workers.pool), Some(workers)),
         };
-        let with = Surroundings { memory, server, pool, workers, notices: None };
+        let with = Surroundings { memory, server, pool, workers, hiprio: Arc::default(), notices: None };
         let queues = (0..count).map(|_| Queue::default()).collect();
         Device {
             identity,

@@ -5,6 +5,7 @@
 //! another process.
 //! [`fusedev`] serves the same file systems to this host, without a device.
 
+mod aside;
 mod call;
 mod completer;
 mod device;
@@ -19,6 +20,7 @@ mod parking;
 mod pool;
 mod queue;
 mod request;
+mod running;
 mod saved;
 mod signals;
 mod spin;

@@ -14,7 +14,7 @@ use virtiofs_virtqueue::{Available, Chain, Memory, Popped, RingError, SharedMemo
 
 use crate::completer::Completer;
 use crate::news::{BACKLOG, Backlog, News, Tell};
-use crate::worker::Control;
+use crate::running::Control;
 
 /// What a device tells its driver of unasked: whatever moves in the version table, and what it is told to tell.
 #[derive(Debug)]

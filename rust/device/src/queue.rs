@@ -10,7 +10,7 @@ use crate::Call;
 use crate::completer::{Completer, Owed};
 use crate::identity::{NOTIFICATION, NOTIFICATION_QUEUE};
 use crate::parking::Parking;
-use crate::worker::{Running, Surroundings};
+use crate::running::{Running, Surroundings};
 
 /// One queue, whatever the transport by which it was described.
 #[derive(Debug, Default)]

@@ -1,33 +1,24 @@
 //! The thread of one queue.
 
-use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::sync::atomic::Ordering;
 
 use virtiofs_fuse::{Outcome, Scratch, Server};
-use virtiofs_virtqueue::{Available, Event, Memory, Popped, RingError, SharedMemory, Waiter};
+use virtiofs_virtqueue::{Available, Memory, Popped, RingError, SharedMemory, Waiter};
 
+use crate::aside::Aside;
 use crate::completer::Completer;
-use crate::follower::Follower;
 use crate::identity::HIPRIO_QUEUE;
 use crate::loan::Loan;
-use crate::news::Tell;
-use crate::notices::{Notices, Teller};
 use crate::parking::{Parking, park};
 use crate::pool::Pool;
 use crate::request::{Request, send};
-use crate::signals::leave_to_others;
+use crate::running::{Control, Surroundings};
 use crate::spin::Spin;
 use crate::tact::Tact;
-use crate::workers::{Seated, Workers};
 
 /// Bytes of reply from which on a copy takes many times as long as to hand it to another thread.
 const LONG: usize = 256 << 10;
-
-/// How long a queue that is to stop waits for requests on a lane, before they are answered with EIO. A VMM stands still meanwhile.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Requests on a lane beyond which a queue does not look for more.
 const AHEAD: usize = 2;
@@ -46,6 +37,8 @@ pub(crate) struct Worker {
     parking: Arc<Parking>,
     spin: Spin,
     tact: Tact,
+    /// The hiprio queue, for the thread of another.
+    aside: Option<Aside>,
     /// Requests that it may take before it gives way to others.
     most: usize,
     /// The ring was found broken, which was said.
@@ -78,180 +71,96 @@ enum Ended {
     Halted,
 }
 
-/// How a queue's thread is reached.
-#[derive(Debug)]
-pub(crate) struct Control {
-    pub(crate) event: Event,
-    pub(crate) stop: AtomicBool,
-}
-
-/// What a worker needs beside the ring.
-#[derive(Clone, Debug)]
-pub(crate) struct Surroundings {
-    pub(crate) memory: Arc<SharedMemory>,
-    pub(crate) server: Arc<Server>,
-    pub(crate) pool: Arc<Pool>,
-    /// Threads that are shared with other devices; otherwise each queue has its own.
-    pub(crate) workers: Option<Arc<Workers>>,
-    /// What the driver is told unasked, if it wants to be.
-    pub(crate) notices: Option<Arc<Notices>>,
-}
-
-/// A queue that is served, and the way to end that.
-#[derive(Debug)]
-pub(crate) struct Running {
-    by: Option<By>,
-    control: Arc<Control>,
-    completer: Arc<Completer>,
-    server: Arc<Server>,
-    /// Of the queue of notifications.
-    telling: Option<(Arc<Notices>, Follower)>,
-}
-
-/// Who serves a queue.
-#[derive(Debug)]
-enum By {
-    Thread(JoinHandle<Available>),
-    Shared(Seated),
-}
-
-impl Running {
-    /// Starts serving a queue.
-    pub(crate) fn start(
+impl Worker {
+    /// Who serves `available`.
+    pub(crate) fn new(
         index: usize,
         available: Available,
-        completer: Arc<Completer>,
-        kick: &Arc<Event>,
+        control: &Arc<Control>,
+        completer: &Arc<Completer>,
         parking: &Arc<Parking>,
         with: &Surroundings,
-    ) -> io::Result<Running> {
-        let control = Arc::new(Control { event: Event::new()?, stop: AtomicBool::new(false) });
-        let mut worker = Worker {
+    ) -> Worker {
+        let (hiprio, shared) = (index == HIPRIO_QUEUE, with.workers.is_some());
+        Worker {
             available,
-            control: Arc::clone(&control),
+            control: Arc::clone(control),
             memory: Arc::clone(&with.memory),
-            completer: Arc::clone(&completer),
+            completer: Arc::clone(completer),
             server: Arc::clone(&with.server),
             pool: Arc::clone(&with.pool),
             parking: Arc::clone(parking),
-            spin: if index == HIPRIO_QUEUE || with.workers.is_some() { Spin::never() } else { Spin::default() },
+            spin: if hiprio || shared { Spin::never() } else { Spin::default() },
             tact: Tact::default(),
-            most: if with.workers.is_some() { TURN } else { usize::MAX },
+            aside: (!hiprio && !shared).then(|| Aside::new(&with.hiprio)),
+            most: if hiprio || shared { TURN } else { usize::MAX },
             broken: false,
-        };
-        let by = match &with.workers {
-            Some(workers) => By::Shared(workers.seat(worker, kick)?),
-            None => {
-                let waiter = Waiter::new(Arc::clone(kick), &control.event)?;
-                By::Thread(thread::Builder::new().name(format!("virtiofs-q{index}")).spawn(move || {
-                    leave_to_others();
-                    worker.run(&waiter);
-                    worker.available
-                })?)
-            }
-        };
-        Ok(Running { by: Some(by), control, completer, server: Arc::clone(&with.server), telling: None })
-    }
-
-    /// Starts the queue of notifications.
-    pub(crate) fn tell(
-        index: usize,
-        available: Available,
-        completer: Arc<Completer>,
-        kick: &Arc<Event>,
-        notices: &Arc<Notices>,
-        with: &Surroundings,
-    ) -> io::Result<Running> {
-        let control = Arc::new(Control { event: Event::new()?, stop: AtomicBool::new(false) });
-        let teller = Teller {
-            available,
-            waiter: Waiter::new(Arc::clone(kick), &control.event)?,
-            control: Arc::clone(&control),
-            memory: Arc::clone(&with.memory),
-            completer: Arc::clone(&completer),
-            notices: Arc::clone(notices),
-        };
-        notices.open(Arc::clone(&control));
-        let server = Arc::clone(&with.server);
-        let listener = Arc::clone(notices) as Arc<dyn Tell>;
-        // A driver that goes on after a pause has heard nothing meanwhile.
-        let follower = Follower::start(notices.table.changes(), Arc::clone(&server), listener, true)?;
-        let thread = thread::Builder::new().name(format!("virtiofs-q{index}")).spawn(move || {
-            leave_to_others();
-            teller.run()
-        })?;
-        let telling = Some((Arc::clone(notices), follower));
-        Ok(Running { by: Some(By::Thread(thread)), control, completer, server, telling })
-    }
-
-    /// The half of the queue that completes.
-    pub(crate) fn completer(&self) -> &Arc<Completer> {
-        &self.completer
-    }
-
-    /// Lets go of memory that the guest no longer has, also while there is nothing to do.
-    pub(crate) fn refresh(&self) {
-        self.completer.refresh();
-        self.control.event.signal();
-    }
-
-    /// Nobody is there any more to be answered: requests that were not begun need not be.
-    pub(crate) fn abandon(&self) {
-        self.completer.abandon();
-        self.server.sweep();
-    }
-
-    /// Stops taking requests, waits for those in flight, and answers what it took them from.
-    pub(crate) fn stop(mut self) -> Option<Available> {
-        self.join()
-    }
-
-    fn join(&mut self) -> Option<Available> {
-        if let Some((notices, follower)) = self.telling.take() {
-            drop(follower);
-            notices.close();
         }
-        self.control.stop.store(true, Ordering::Release);
-        self.control.event.signal();
-        let next = match self.by.take()? {
-            By::Thread(thread) => thread.join().ok(),
-            By::Shared(seated) => seated.leave().map(|worker| worker.available),
-        };
-        if !self.completer.drain_for(PATIENCE) {
-            self.completer.hurry();
-            self.server.sweep();
-            self.completer.drain();
-        }
-        next
     }
-}
 
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.join();
-    }
-}
-
-impl Worker {
-    fn run(&mut self, waiter: &Waiter) {
+    /// Serves the queue until it is to stop.
+    pub(crate) fn run(&mut self, waiter: &Waiter) {
         let mut memory = self.memory.load();
         let (mut request, mut scratch) = (Request::default(), Scratch::default());
-        while !self.control.stop.load(Ordering::Acquire) {
+        while !self.control.stops() {
             if self.serve_while(&mut memory, &mut request, &mut scratch) == Turn::More {
                 continue;
             }
             // Nothing of the guest's memory is held on to while nothing is to be done.
             request.0.clear();
-            match waiter.wait(None) {
-                Ok(wake) if wake.control => self.control.event.drain(),
-                Ok(_) => {}
-                Err(error) => {
-                    tracing::error!(%error, "waiting for the guest failed: this queue is no longer served");
-                    break;
-                }
+            if !self.control.wait(waiter) {
+                break;
             }
             self.memory.refresh(&mut memory);
         }
+        if let Some(aside) = &mut self.aside {
+            aside.leave(&mut request, &mut scratch);
+        }
+    }
+
+    /// What of the guest's memory there is.
+    pub(crate) fn memory(&self) -> Arc<Memory> {
+        self.memory.load()
+    }
+
+    /// Replaces `memory` by what of the guest's there is.
+    pub(crate) fn refresh(&self, memory: &mut Arc<Memory>) {
+        self.memory.refresh(memory);
+    }
+
+    /// How its thread is reached.
+    pub(crate) fn control(&self) -> &Arc<Control> {
+        &self.control
+    }
+
+    /// Index of the next entry to take.
+    pub(crate) fn position(&self) -> u16 {
+        self.available.next_avail()
+    }
+
+    /// Serves what waits, and tells the driver that no kicks are needed, if anything has come since the queue stood at `position`. Answers
+    /// whether the driver was told.
+    pub(crate) fn serve_aside(
+        &mut self,
+        memory: &mut Arc<Memory>,
+        position: u16,
+        request: &mut Request,
+        scratch: &mut Scratch,
+    ) -> bool {
+        self.memory.refresh(memory);
+        // A broken ring is for its own thread to find.
+        let waits = self.available.waits(memory).unwrap_or(false);
+        if self.control.stops() || !waits && position == self.position() || self.available.hush(memory).is_err() {
+            return false;
+        }
+        let _ = self.serve_waiting(memory, request, scratch);
+        self.tell();
+        true
+    }
+
+    /// The ring, with what was not taken from it.
+    pub(crate) fn into_available(self) -> Available {
+        self.available
     }
 
     /// Serves for a while, at a thread that has other queues as well.
@@ -264,7 +173,12 @@ impl Worker {
         turn
     }
 
-    fn serve_while(&mut self, memory: &mut Arc<Memory>, request: &mut Request, scratch: &mut Scratch) -> Turn {
+    pub(crate) fn serve_while(
+        &mut self,
+        memory: &mut Arc<Memory>,
+        request: &mut Request,
+        scratch: &mut Scratch,
+    ) -> Turn {
         match self.serve(memory, request, scratch) {
             Ok(true) => return Turn::More,
             Ok(false) => self.broken = false,
@@ -288,7 +202,12 @@ impl Worker {
         let served = self.serve_waiting(memory, request, scratch);
         self.tell();
         match served? {
-            Ended::Empty => self.available.arm(memory),
+            Ended::Empty => {
+                if let Some(aside) = &mut self.aside {
+                    aside.leave(request, scratch);
+                }
+                self.available.arm(memory)
+            }
             Ended::Turn => Ok(true),
             Ended::Halted => Ok(false),
         }
@@ -306,6 +225,11 @@ impl Worker {
             scratch.finish();
             if popped != Popped::Request || request.0.room().max(request.0.unread()) >= LONG {
                 self.tell();
+            }
+            if popped == Popped::Nothing
+                && let Some(aside) = &mut self.aside
+            {
+                aside.look(request, scratch);
             }
             match popped {
                 Popped::Nothing if !self.is_ahead() && self.spin.look(|| self.available.waits(memory))? => {}
@@ -343,6 +267,9 @@ impl Worker {
             if self.control.stop.load(Ordering::Relaxed) {
                 scratch.finish();
                 return Ok(Ended::Empty);
+            }
+            if let Some(aside) = &mut self.aside {
+                aside.count(request, scratch);
             }
         }
         scratch.finish();

@@ -245,3 +245,40 @@ fn long_reads_at_once_are_each_answered_with_their_own_data() {
     guest.unmount().unwrap();
     assert_eq!(share.fs.handles(), 0);
 }
+
+/// FORGETs are taken by a thread that serves requests as long as that is awake, and by the hiprio queue's own when it sleeps: whichever it is,
+/// none stays behind, and a queue that is stopped meanwhile goes on.
+#[test]
+fn forgets_are_taken_beside_requests_and_without_them() {
+    for (queues, event_idx) in [(1, true), (1, false), (2, true), (2, false)] {
+        let share = Share::new(queues);
+        for at in 0..64 {
+            fs::write(share.dir.path().join(format!("{at:02}")), []).unwrap();
+        }
+        let guest = share.guest(Options { event_idx, timeout: Duration::from_secs(20), ..Options::default() });
+        let until = std::time::Instant::now() + Duration::from_millis(400);
+        std::thread::scope(|scope| {
+            for thread in 0..3 {
+                let guest = &guest;
+                scope.spawn(move || {
+                    for turn in 0.. {
+                        if std::time::Instant::now() >= until {
+                            break;
+                        }
+                        guest.stat(format!("{:02}", (turn * 7 + thread) % 64)).unwrap();
+                        if thread == 0 {
+                            // Fails if the FORGETs are not taken in time.
+                            guest.drop_caches().unwrap();
+                        }
+                        if turn % 50 == 0 {
+                            std::thread::sleep(Duration::from_micros(300));
+                        }
+                    }
+                });
+            }
+        });
+        guest.drop_caches().unwrap();
+        assert_eq!(share.fs.nodes(), 1, "the root alone");
+        guest.unmount().unwrap();
+    }
+}

@@ -362,6 +362,18 @@ impl Available {
         Ok(())
     }
 
+    /// As [`Available::disarm`], so that the driver does not kick even once, until the next [`Available::arm`].
+    pub fn hush(&mut self, memory: &Memory) -> Result<(), RingError> {
+        self.disarm(memory)?;
+        if self.ring.event_idx {
+            // An index that the driver passed before; it comes there again after 65,535 more, and then one kick too many harms nobody.
+            let passed = self.next.wrapping_sub(1);
+            self.ring.used.store(memory, self.ring.event(USED_ENTRY), passed, Ordering::Relaxed)?;
+            self.ring.mark(memory);
+        }
+        Ok(())
+    }
+
     /// Entries of the ring.
     pub fn size(&self) -> u16 {
         self.ring.size

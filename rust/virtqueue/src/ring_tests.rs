@@ -162,3 +162,32 @@ fn with_event_idx_the_driver_is_told_when_the_index_passes_its_wish() {
     assert!(!wants(20, 4));
     assert!(wants(u16::MAX, u16::MAX - 8), "and around the end");
 }
+
+#[test]
+fn a_driver_that_was_hushed_does_not_kick_until_the_queue_is_armed() {
+    for event_idx in [true, false] {
+        let memory = memory();
+        let config = RingConfig { size: 16, desc: 0x1000, avail: 0x2000, used: 0x3000, next_avail: 0, event_idx };
+        let (mut available, _) = split(config, &memory).unwrap();
+        let [flags, event] = [0x3000, available.ring.used.address(available.ring.event(USED_ENTRY)).0];
+        let load = |address: u64| memory.load(address, 2).unwrap() as u16;
+        // What a driver does that has made `new` entries available since it last asked (virtio 1.3, 2.7.10).
+        let kicks = |old: u16, new: u16| match event_idx {
+            true => new.wrapping_sub(load(event)).wrapping_sub(1) < new.wrapping_sub(old),
+            false => load(flags) & NO_NOTIFY == 0,
+        };
+        let mut index = 0;
+        for _ in 0..3 {
+            assert!(!available.arm(&memory).unwrap());
+            assert!(kicks(index, index + 1));
+            available.hush(&memory).unwrap();
+            for _ in 0..5 {
+                assert!(!kicks(index, index + 1), "hushed, at {index}");
+                index += 1;
+                memory.store(0x2002, index.into(), 2).unwrap();
+                let popped = available.pop(&memory, &mut Chain::default()).unwrap();
+                assert_ne!(popped, Popped::Nothing);
+            }
+        }
+    }
+}

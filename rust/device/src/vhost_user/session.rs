@@ -24,7 +24,7 @@ use crate::Identity;
 use crate::identity::CONFIG_SIZE;
 use crate::notices::Notices;
 use crate::pool::Pool;
-use crate::worker::Surroundings;
+use crate::running::Surroundings;
 use moved::{LOG_ALL, NO_FD, said};
 
 /// VHOST_USER_F_PROTOCOL_FEATURES, a feature bit that the guest never sees.
@@ -106,7 +106,14 @@ impl Session {
         patience: Duration,
         away: Option<Away>,
     ) -> Session {
-        let with = Surroundings { memory: Arc::new(SharedMemory::default()), server, pool, workers: None, notices };
+        let with = Surroundings {
+            memory: Arc::new(SharedMemory::default()),
+            server,
+            pool,
+            workers: None,
+            hiprio: Arc::default(),
+            notices,
+        };
         let identity = config.identity.clone();
         let vrings = (0..identity.most_queues()).map(|_| Vring::default()).collect();
         Session {

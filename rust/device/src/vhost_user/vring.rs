@@ -8,7 +8,7 @@ use virtiofs_virtqueue::{Area, Event, Memory, RingConfig, used_index};
 use crate::Call;
 use crate::identity::{EVENT_IDX, QUEUE_SIZE_MAX};
 use crate::queue::Queue;
-use crate::worker::Surroundings;
+use crate::running::Surroundings;
 
 /// Where a ring lies, by addresses of the VMM's own address space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
