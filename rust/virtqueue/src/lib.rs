@@ -6,6 +6,7 @@
 //! kick or a call. Built on rust-vmm's `vm-memory` and `virtio-queue`.
 
 mod access;
+mod ahead;
 mod chain;
 mod descriptors;
 mod event;

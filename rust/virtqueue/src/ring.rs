@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicU16, AtomicU32, Ordering, fence};
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
+use crate::ahead::Ahead;
 use crate::descriptors::{DESCRIPTOR, resolve};
 use crate::{Chain, Inflight, Memory};
 
@@ -223,7 +224,14 @@ pub fn split(config: RingConfig, memory: &Memory) -> Result<(Available, Used), R
     let (available, used) = (Ring::new(config, memory)?, Ring::new(config, memory)?);
     let next_used = used.used.load(memory, INDEX, Ordering::Acquire)?;
     Ok((
-        Available { ring: available, next: config.next_avail, again: Vec::new(), last: None, inflight: None },
+        Available {
+            ring: available,
+            next: config.next_avail,
+            again: Vec::new(),
+            last: None,
+            inflight: None,
+            ahead: Ahead::default(),
+        },
         Used { ring: used, next: next_used, told: next_used, inflight: None },
     ))
 }
@@ -258,13 +266,15 @@ pub struct Available {
     /// What was popped last, and whether that was for the first time.
     last: Option<(u16, bool)>,
     inflight: Option<Inflight>,
+    ahead: Ahead,
 }
 
 impl Available {
     /// Takes the next request into `chain`, whose buffers are reused.
     pub fn pop(&mut self, memory: &Arc<Memory>, chain: &mut Chain) -> Result<Popped, RingError> {
         self.ring.see(memory);
-        if self.waiting(memory)? == 0 {
+        let waiting = self.waiting(memory)?;
+        if waiting == 0 {
             return Ok(Popped::Nothing);
         }
         let head = match self.again.pop() {
@@ -284,10 +294,31 @@ impl Available {
                 head
             }
         };
+        self.look_ahead(memory, waiting - 1);
         chain.restart(head, memory);
         match self.ring.resolve(memory, head, chain) {
             true => Ok(Popped::Request),
             false => Ok(Popped::Malformed { head }),
+        }
+    }
+
+    /// Fetches what the next request will take, and the descriptors of the one after it.
+    fn look_ahead(&mut self, memory: &Memory, waiting: usize) {
+        let ring = &self.ring;
+        let place = |next: u16| {
+            let at = ENTRIES + ring.at(next) * AVAIL_ENTRY;
+            let head = ring.avail.load(memory, at, Ordering::Relaxed).ok()?;
+            ring.desc.host(memory, usize::from(head) * DESCRIPTOR, DESCRIPTOR)
+        };
+        if waiting > 0
+            && let Some(host) = place(self.next)
+        {
+            self.ahead.fetch_message(memory, host);
+        }
+        if waiting > 1
+            && let Some(host) = place(self.next.wrapping_add(1))
+        {
+            self.ahead.fetch_table(memory, host);
         }
     }
 

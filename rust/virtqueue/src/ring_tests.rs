@@ -191,3 +191,54 @@ fn a_driver_that_was_hushed_does_not_kick_until_the_queue_is_armed() {
         }
     }
 }
+
+#[test]
+fn what_lies_ahead_decides_nothing() {
+    let memory = memory();
+    // Tables at 0x8000 and the end of memory; one that is none, one outside, one that names what is outside.
+    let indirect = |address, len| descriptor(address, len, INDIRECT, 0);
+    let heads = [
+        indirect(0x8000, 32),
+        indirect(0xfff0, 16),
+        indirect(0xfff8, 16),
+        indirect(u64::MAX - 7, 16),
+        indirect(0x8000, u32::MAX),
+        descriptor(0x4000, 40, 0, 0),
+        indirect(0x8010, 16),
+    ];
+    let (mut available, _) = ring(&memory, &heads, true);
+    for (at, place) in [(0x8000, 0x4000u64), (0x8010, u64::MAX - 1), (0xfff0, 0x10_000)] {
+        memory
+            .map()
+            .write_obj(descriptor(place, 40, if at == 0x8000 { NEXT } else { 0 }, 1), GuestAddress(at))
+            .unwrap();
+    }
+    // Each of them after each other one, and descriptors that no table has.
+    let order: Vec<u16> = (0..7).flat_map(|one| (0..7).flat_map(move |other| [one, other, 99, other])).collect();
+    let alone = |head: u16| {
+        let (mut available, _) = ring(&memory, &heads, true);
+        memory.store(available.ring.avail.address(ENTRIES).0, head.into(), 2).unwrap();
+        let mut chain = Chain::default();
+        (available.pop(&memory, &mut chain).unwrap(), chain.unread(), chain.faulted())
+    };
+    for few in order.chunks(14) {
+        let entries = available.ring.avail.address(ENTRIES).0;
+        for (at, head) in few.iter().enumerate() {
+            let place = usize::from(available.next) + at;
+            memory.store(entries + 2 * (place % 16) as u64, (*head).into(), 2).unwrap();
+        }
+        let index = available.next.wrapping_add(few.len() as u16);
+        memory.store(available.ring.avail.address(INDEX).0, index.into(), 2).unwrap();
+        let seen: Vec<_> = few
+            .iter()
+            .map(|_| {
+                let mut chain = Chain::default();
+                (available.pop(&memory, &mut chain).unwrap(), chain.unread(), chain.faulted())
+            })
+            .collect();
+        let next = available.next;
+        assert_eq!(seen, few.iter().map(|head| alone(*head)).collect::<Vec<_>>());
+        // `alone` has laid the ring out anew.
+        memory.store(available.ring.avail.address(INDEX).0, next.into(), 2).unwrap();
+    }
+}
