@@ -6,9 +6,8 @@
 use std::ffi::CStr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 
-use hashbrown::hash_table::Entry;
 use virtiofs_coherence::Table;
 use virtiofs_fuse::wire::ROOT_ID;
 use virtiofs_fuse::{Error, Result};
@@ -17,21 +16,16 @@ use crate::bounds::Bounds;
 use crate::config::Effects;
 use crate::error::STALE;
 use crate::inode::{Inode, Key, NewInode};
+use crate::parts::{Entering, Parts};
 use crate::pins::{Hold, Matched, Mount, Pins};
 use crate::seen::Seen;
-use crate::shards::{Seed, Shards};
 use crate::stat::{Born, Status};
 
 /// All nodes of one guest, by node id and by host inode.
 pub(crate) struct Inodes {
-    seed: Seed,
     pins: Arc<Pins>,
     root: Arc<Inode>,
-    by_id: Shards<Arc<Inode>>,
-    /// Nodes in `by_id`.
-    count: AtomicUsize,
-    by_key: Shards<Arc<Inode>>,
-    next: AtomicU64,
+    nodes: Parts,
     versions: Option<Arc<Table>>,
 }
 
@@ -51,16 +45,7 @@ impl Inodes {
         }
         let root = Arc::new(Inode::new(ROOT_ID, slot, status.key(), root, &pins));
         pins.meet(root.key.mount, &root.pin);
-        Inodes {
-            seed: Seed::new(),
-            pins,
-            root,
-            by_id: Shards::new(),
-            count: AtomicUsize::new(0),
-            by_key: Shards::new(),
-            next: AtomicU64::new(ROOT_ID + 1),
-            versions,
-        }
+        Inodes { pins, root, nodes: Parts::new(slots(versions.as_deref()).trailing_zeros()), versions }
     }
 
     /// The node of an id; ESTALE if there is none (any more): the guest then looks the name up anew.
@@ -88,7 +73,7 @@ impl Inodes {
     }
 
     fn known(&self, id: u64) -> Result<Arc<Inode>> {
-        if id == ROOT_ID { Ok(Arc::clone(&self.root)) } else { self.by_id(id).ok_or(STALE) }
+        if id == ROOT_ID { Ok(Arc::clone(&self.root)) } else { self.nodes.by_id(id).ok_or(STALE) }
     }
 
     /// Sees to it that the node has its descriptor.
@@ -105,11 +90,6 @@ impl Inodes {
         &self.root
     }
 
-    fn by_id(&self, id: u64) -> Option<Arc<Inode>> {
-        let hash = self.seed.hash([id]);
-        self.by_id.read(hash).find(hash, |inode| inode.id == id).map(Arc::clone)
-    }
-
     /// Whether nodes of files that have no name any more keep their descriptors.
     pub(crate) fn keep_removed(&self, keep: bool) {
         self.pins.keep_removed.store(keep, Ordering::Relaxed);
@@ -117,7 +97,7 @@ impl Inodes {
 
     /// Keeps the descriptors of nodes below their limit. Not to be called with a shard locked.
     fn shrink(&self) {
-        self.pins.shrink(|id| self.by_id(id).map(|inode| (inode.key.mount, inode)));
+        self.pins.shrink(|id| self.nodes.by_id(id).map(|inode| (inode.key.mount, inode)));
     }
 
     /// Leaves `fd`, the node's inode open for reading, to the next OPEN. Answers it if it is not needed.
@@ -136,11 +116,7 @@ impl Inodes {
 
     /// The node of a host inode, counted once more, if it is in the table.
     pub(crate) fn find_and_count(&self, status: &Status) -> Option<Arc<Inode>> {
-        let key = status.key();
-        let hash = self.hash_key(key);
-        let table = self.by_key.read(hash);
-        let proven = |inode: &&Arc<Inode>| inode.pin.is_proven(status.born()) && inode.count();
-        table.find(hash, |inode| inode.key == key).filter(proven).map(Arc::clone)
+        self.nodes.by_key(status.key(), |inode| inode.pin.is_proven(status.born()) && inode.count())
     }
 
     /// The node of an inode that was just seen as `name` in `dir`, on the same mount and device, counted once more: the one in the table, or
@@ -155,42 +131,32 @@ impl Inodes {
         status: &Status,
         effects: &Arc<Effects>,
     ) -> Result<Option<Arc<Inode>>> {
-        let key = status.key();
-        let hash = self.hash_key(key);
-        let mut table = self.by_key.write(hash);
-        match table.entry(hash, |inode| inode.key == key, |inode| self.hash_key(inode.key)) {
-            Entry::Occupied(entry) => {
-                let there = entry.get();
-                let Some(in_place) = there.pin.is_proven_at(dir, name, born).filter(|_| there.count()) else {
-                    return Ok(None);
-                };
-                let there = Arc::clone(there);
-                drop(table);
-                if !in_place {
-                    there.seen_at(dir, name);
-                }
-                Ok(Some(there))
-            }
-            Entry::Vacant(entry) => {
-                self.room()?;
-                let hold = Hold::Seen(Seen::new(dir, name, born));
-                let new = NewInode::new(hold, status, Arc::clone(effects), false, dir.foreign);
-                let inode = self.enter_new(key, new);
-                entry.insert(Arc::clone(&inode));
-                Ok(Some(inode))
-            }
+        let mut entering = self.nodes.enter(status.key());
+        let Some(there) = entering.there() else {
+            self.room()?;
+            let hold = Hold::Seen(Seen::new(dir, name, born));
+            let new = NewInode::new(hold, status, Arc::clone(effects), false, dir.foreign);
+            return Ok(Some(self.put(&mut entering, status.key(), new)));
+        };
+        let Some(in_place) = there.pin.is_proven_at(dir, name, born).filter(|_| there.count()) else {
+            return Ok(None);
+        };
+        let there = Arc::clone(there);
+        drop(entering);
+        if !in_place {
+            there.seen_at(dir, name);
         }
+        Ok(Some(there))
     }
 
     /// The node of a key, which may be another inode's that had the number before.
     pub(crate) fn find(&self, key: Key) -> Option<Arc<Inode>> {
-        let hash = self.hash_key(key);
-        self.by_key.read(hash).find(hash, |inode| inode.key == key).map(Arc::clone)
+        self.nodes.by_key(key, |_| true)
     }
 
     /// Refuses a node more than the guest may have. Before something is made that will be one.
     pub(crate) fn room(&self) -> Result<()> {
-        self.pins.bounds.room_for_node(self.count.load(Ordering::Relaxed))
+        self.pins.bounds.room_for_node(self.nodes.count())
     }
 
     /// The node of a host inode, counted once more, made of `new` if there is none.
@@ -212,85 +178,63 @@ impl Inodes {
 
     /// As [`Inodes::enter`]; tells also whether a descriptor more may be held now.
     fn enter_locked(&self, key: Key, mut new: NewInode) -> (Arc<Inode>, bool) {
-        let hash = self.hash_key(key);
-        let mut table = self.by_key.write(hash);
-        match table.entry(hash, |inode| inode.key == key, |inode| self.hash_key(inode.key)) {
-            Entry::Occupied(mut entry) => {
-                let there = Arc::clone(entry.get());
-                if there.count() {
-                    match there.pin.matches(new.hold, new.born, &self.pins, key) {
-                        Matched::Yes => return (there, false),
-                        Matched::YesWithIt => return (there, true),
-                        // The host gave the number of a file that is gone to a new one.
-                        Matched::No(hold) => new.hold = hold,
-                    }
-                    if there.uncount(1) {
-                        self.remove_id(&there);
-                    }
+        let mut entering = self.nodes.enter(key);
+        let mut ended = None;
+        if let Some(there) = entering.there().map(Arc::clone) {
+            if there.count() {
+                match there.pin.matches(new.hold, new.born, &self.pins, key) {
+                    Matched::Yes => return (there, false),
+                    Matched::YesWithIt => return (there, true),
+                    // The host gave the number of a file that is gone to a new one.
+                    Matched::No(hold) => new.hold = hold,
                 }
-                // Or its last lookup was taken back a moment ago; whoever did that leaves the newcomer alone.
-                let inode = self.enter_new(key, new);
-                *entry.get_mut() = Arc::clone(&inode);
-                (inode, true)
+                ended = there.uncount(1).then_some(there.id);
             }
-            Entry::Vacant(entry) => {
-                let inode = self.enter_new(key, new);
-                entry.insert(Arc::clone(&inode));
-                (inode, true)
-            }
+            // Or its last lookup was taken back a moment ago; whoever did that leaves the newcomer alone.
+            entering.take_key(&there);
         }
+        let inode = self.put(&mut entering, key, new);
+        drop(entering);
+        ended.map(|id| self.nodes.take(id, |_| true));
+        (inode, true)
     }
 
-    fn enter_new(&self, key: Key, new: NewInode) -> Arc<Inode> {
-        let (id, slot) = self.assign_id(key);
-        let inode = Arc::new(Inode::new(id, slot, key, new, &self.pins));
-        let hash = self.seed.hash([inode.id]);
-        self.by_id.write(hash).insert_unique(hash, Arc::clone(&inode), |inode| self.seed.hash([inode.id]));
-        self.count.fetch_add(1, Ordering::Relaxed);
-        inode
-    }
-
-    /// A node id that was never given before, so that every node is of generation 0 for ever, and its slot: the low bits, with a
-    /// version table. The one place that decides what a node id looks like.
-    fn assign_id(&self, key: Key) -> (u64, u64) {
-        let next = self.next.fetch_add(1, Ordering::Relaxed);
-        let slot = slot(self.versions.as_deref(), key);
-        (next * self.versions.as_ref().map_or(1, |table| table.slots()) + slot, slot)
+    /// A new node, with an id that was never given before, so that every node is of generation 0 for ever. With a version table its slot is in
+    /// the low bits. The one place that decides what a node id looks like.
+    fn put(&self, entering: &mut Entering<'_>, key: Key, new: NewInode) -> Arc<Inode> {
+        let versions = self.versions.as_deref();
+        let slot = slot(versions, key);
+        entering.put(|number| Inode::new(number * slots(versions) + slot, slot, key, new, &self.pins))
     }
 
     /// The node `id` of a session that goes on. ESTALE if it cannot have that id.
     pub(crate) fn enter_again(&self, id: u64, lookups: u64, key: Key, new: NewInode) -> Result<Arc<Inode>> {
         let slot = slot(self.versions.as_deref(), key);
-        let slots = self.versions.as_ref().map_or(1, |table| table.slots());
+        let slots = slots(self.versions.as_deref());
         self.room()?;
-        if id <= ROOT_ID || lookups == 0 || id % slots != slot || self.by_id(id).is_some() {
+        if id <= ROOT_ID || lookups == 0 || id % slots != slot {
             return Err(STALE);
         }
         let inode = Arc::new(Inode::new(id, slot, key, new, &self.pins));
         inode.count_as(lookups);
-        let (by_key, by_id) = (self.hash_key(key), self.seed.hash([id]));
-        match self.by_key.write(by_key).entry(by_key, |inode| inode.key == key, |inode| self.hash_key(inode.key)) {
-            Entry::Occupied(_) => return Err(STALE),
-            Entry::Vacant(entry) => drop(entry.insert(Arc::clone(&inode))),
+        if !self.nodes.enter_again(&inode) {
+            return Err(STALE);
         }
-        self.by_id.write(by_id).insert_unique(by_id, Arc::clone(&inode), |inode| self.seed.hash([inode.id]));
-        self.count.fetch_add(1, Ordering::Relaxed);
         if inode.pin.holds_fd() {
             self.pins.enqueue(id);
             self.shrink();
         }
-        self.go_on_from(id / slots + 1);
         Ok(inode)
     }
 
     /// What the next id is made of.
     pub(crate) fn next(&self) -> u64 {
-        self.next.load(Ordering::Relaxed)
+        self.nodes.next()
     }
 
     /// Ids are made of no number below `next` any more.
     pub(crate) fn go_on_from(&self, next: u64) {
-        self.next.fetch_max(next, Ordering::Relaxed);
+        self.nodes.go_on_from(next);
     }
 
     /// The descriptor by which file handles of the root's mount are opened, if they can be.
@@ -301,7 +245,7 @@ impl Inodes {
     /// All nodes but the root.
     pub(crate) fn all(&self) -> Vec<Arc<Inode>> {
         let mut all = Vec::new();
-        self.by_id.each(|inode| all.push(Arc::clone(inode)));
+        self.nodes.each(|inode| all.push(Arc::clone(inode)));
         all
     }
 
@@ -310,45 +254,17 @@ impl Inodes {
         if id == ROOT_ID {
             return false;
         }
-        let hash = self.seed.hash([id]);
-        let inode = match self.by_id.write(hash).find_entry(hash, |inode| inode.id == id) {
-            Ok(entry) if entry.get().uncount(nlookup) => entry.remove().0,
-            _ => return false,
-        };
-        self.count.fetch_sub(1, Ordering::Relaxed);
-        self.remove_key(&inode);
-        true
+        self.nodes.take(id, |inode| inode.uncount(nlookup)).is_some()
     }
 
     /// As [`Inodes::forget`], with the node at hand.
-    pub(crate) fn forget_inode(&self, inode: &Arc<Inode>, nlookup: u64) -> bool {
-        if !inode.uncount(nlookup) {
-            return false;
-        }
-        self.remove_key(inode);
-        self.remove_id(inode);
-        true
-    }
-
-    fn remove_key(&self, inode: &Arc<Inode>) {
-        let hash = self.hash_key(inode.key);
-        if let Ok(entry) = self.by_key.write(hash).find_entry(hash, |entry| Arc::ptr_eq(entry, inode)) {
-            entry.remove();
-        }
-    }
-
-    fn remove_id(&self, inode: &Arc<Inode>) {
-        let hash = self.seed.hash([inode.id]);
-        if let Ok(entry) = self.by_id.write(hash).find_entry(hash, |entry| Arc::ptr_eq(entry, inode)) {
-            entry.remove();
-            self.count.fetch_sub(1, Ordering::Relaxed);
-        }
+    pub(crate) fn forget_inode(&self, inode: &Inode, nlookup: u64) -> bool {
+        inode.uncount(nlookup) && self.nodes.take(inode.id, |_| true).is_some()
     }
 
     /// Forgets all nodes but the root. Ids go on from where they were.
     pub(crate) fn clear(&self) {
-        self.by_key.clear();
-        self.count.fetch_sub(self.by_id.clear(), Ordering::Relaxed);
+        self.nodes.clear();
         self.pins.clear();
         self.pins.bounds.forget();
     }
@@ -356,17 +272,18 @@ impl Inodes {
     /// All nodes in the table, the root included.
     pub(crate) fn each(&self, mut look: impl FnMut(&Inode)) {
         look(&self.root);
-        self.by_id.each(|inode| look(inode));
+        self.nodes.each(|inode| look(inode));
     }
 
     /// Nodes in the table, the root included.
     pub(crate) fn len(&self) -> usize {
-        1 + self.by_id.len()
+        1 + self.nodes.count()
     }
+}
 
-    fn hash_key(&self, key: Key) -> u64 {
-        self.seed.hash([key.mount ^ key.device.rotate_left(32), key.ino])
-    }
+/// Slots of the version table; 1 without one.
+fn slots(versions: Option<&Table>) -> u64 {
+    versions.map_or(1, Table::slots)
 }
 
 fn slot(versions: Option<&Table>, key: Key) -> u64 {

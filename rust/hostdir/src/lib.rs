@@ -55,6 +55,7 @@ mod locks;
 mod lookup;
 mod names;
 mod open;
+mod parts;
 mod pins;
 mod procfd;
 mod rules;

@@ -325,12 +325,20 @@ impl Pins {
         }
     }
 
-    /// Drops ids of nodes that are gone, once they are more than the others.
+    /// Drops ids of nodes that are gone, once they are more than the others. They are looked for while the clock is not locked: who has the table
+    /// locked may have to line an id up.
     fn sweep<N: AsRef<Pin>>(&self, find: impl Fn(u64) -> Option<(u64, Arc<N>)>) {
+        let mut ids = {
+            let mut clock = self.clock.lock();
+            if clock.len() <= 2 * self.held() + 1024 {
+                return;
+            }
+            std::mem::take(&mut *clock)
+        };
+        ids.retain(|id| find(*id).is_some_and(|(_, node)| (*node).as_ref().holds_fd()));
         let mut clock = self.clock.lock();
-        if clock.len() > 2 * self.held() + 1024 {
-            clock.retain(|id| find(*id).is_some_and(|(_, node)| (*node).as_ref().holds_fd()));
-        }
+        let later = std::mem::replace(&mut *clock, ids);
+        clock.extend(later);
     }
 
     /// The descriptor by which handles of a mount are opened. Found out once for each mount, with a node on it: directories can be opened

@@ -207,5 +207,5 @@ fn what_fails_half_way_counts_as_a_change() {
 fn without_a_table_node_ids_are_small() {
     let share = common::share();
     fs::write(share.path("f"), "").unwrap();
-    assert_eq!(share.node("f"), 2);
+    assert!(share.node("f") < 1 << 8);
 }
