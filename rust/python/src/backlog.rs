@@ -9,7 +9,7 @@ use parking_lot::{Condvar, Mutex};
 use rustix::event::{EventfdFlags, eventfd};
 use virtiofs_fuse::Opcode;
 
-use crate::lane::Flight;
+use crate::flight::Flight;
 
 /// Something for a lane to do.
 pub(crate) enum Work {

@@ -2,7 +2,9 @@
 //!
 //! A lane attaches to the interpreter once and keeps its thread state: attaching anew costs forty times what a call does. It drains what
 //! waits, and lets go of the interpreter while it waits. With handlers that are to be awaited it runs an event loop of Python's
-//! (`virtiofs.lane`), in which any number of requests are in flight.
+//! (`virtiofs.lane`), in which any number of requests are in flight ([`event_loop`]).
+
+pub(crate) mod event_loop;
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -16,7 +18,9 @@ use virtiofs_device::Spin;
 use virtiofs_fuse::op::OPCODES;
 use virtiofs_fuse::{Bell, FileSystem, Lane as Contract, Opcode, Scratch, Ticket, Turned, Untold};
 
+use self::event_loop::{EventLoop, Eventual};
 use crate::backlog::{Backlog, Next, Work};
+use crate::flight::Flight;
 use crate::handlers::{Base, Handlers, Method};
 use crate::native::Node;
 use crate::turn::{self, Call, Turn};
@@ -29,18 +33,6 @@ const LEAVE: Duration = Duration::from_millis(400);
 const MOST: usize = 4;
 /// The longest that a handler may take to count as quick: less than what an interrupt costs in a virtual machine.
 const SHORT: Duration = Duration::from_micros(20);
-
-/// A request on its way through the lanes.
-pub(crate) struct Flight {
-    pub(crate) number: u64,
-    pub(crate) opcode: Opcode,
-    pub(crate) node: u64,
-    pub(crate) since: Instant,
-    /// Taken by whoever answers, and during a turn.
-    ticket: Mutex<Option<Ticket>>,
-    /// What is awaited.
-    task: Mutex<Option<Py<PyAny>>>,
-}
 
 /// What is told of a session's begin and end.
 #[derive(Default)]
@@ -80,17 +72,7 @@ impl Contract for Lanes {
     }
 
     fn take(&self, ticket: Ticket) {
-        let number = self.number.fetch_add(1, Ordering::Relaxed);
-        let (opcode, node) = (ticket.opcode(), ticket.node());
-        let flight = Flight {
-            number,
-            opcode,
-            node,
-            since: Instant::now(),
-            ticket: Mutex::new(Some(ticket)),
-            task: Mutex::new(None),
-        };
-        let flight = Arc::new(flight);
+        let flight = Arc::new(Flight::new(self.number.fetch_add(1, Ordering::Relaxed), ticket));
         // A sweep finds it, or was before it, and then it is unwanted.
         let unwanted = |_: &Work| flight.is_unwanted();
         if !self.backlog.push_unless(Work::Serve(Arc::clone(&flight)), unwanted) {
@@ -102,17 +84,6 @@ impl Contract for Lanes {
         self.fail_where(Flight::is_unwanted);
         // What was answered is not to wait for what comes behind it.
         self.untold.lock().tell();
-    }
-}
-
-impl Flight {
-    fn is_unwanted(&self) -> bool {
-        self.ticket.lock().as_ref().is_some_and(Ticket::unwanted)
-    }
-
-    /// Nobody has answered it, or is about to.
-    pub(crate) fn is_open(&self) -> bool {
-        self.ticket.lock().is_some()
     }
 }
 
@@ -131,7 +102,7 @@ impl Lanes {
         }
     }
 
-    /// Starts so many lanes; `eager` ones run an event loop.
+    /// Starts so many lanes, with an event loop each if handlers are to be awaited.
     pub(crate) fn start(self: &Arc<Lanes>, lanes: usize, awaits: bool) -> std::io::Result<()> {
         for index in 0..lanes {
             self.spawn(format!("virtiofs-lane{index}"), move |lanes| {
@@ -183,7 +154,7 @@ impl Lanes {
 
     fn run_loop(self: Arc<Lanes>, py: Python<'_>, index: usize) {
         let lanes = Arc::clone(&self);
-        let ran = Py::new(py, EventLoop { lanes, index, scratch: Mutex::default() })
+        let ran = Py::new(py, EventLoop::new(lanes, index))
             .and_then(|lane| py.import("virtiofs.lane")?.call_method1("run", (lane,)));
         if let Err(error) = ran {
             tracing::error!(%error, "a lane has ended: its requests are answered with EIO");
@@ -198,7 +169,7 @@ impl Lanes {
         }
     }
 
-    /// Does one thing. With an event loop, `spawn` makes tasks of coroutines.
+    /// Does one thing. With an event loop, `eventual` makes tasks of coroutines.
     fn perform(&self, py: Python<'_>, next: Next, scratch: &mut Scratch, eventual: Option<&Eventual<'_, '_>>) {
         let (work, behind) = next;
         if !matches!(work, Work::Serve(_)) {
@@ -419,81 +390,5 @@ impl Lanes {
                 let _ = thread.join();
             }
         }
-    }
-}
-
-/// How coroutines become tasks.
-struct Eventual<'a, 'py> {
-    spawn: &'a Bound<'py, PyAny>,
-    lane: &'a Py<EventLoop>,
-}
-
-impl Eventual<'_, '_> {
-    fn begin(&self, py: Python<'_>, coroutine: Py<PyAny>, flight: &Arc<Flight>, opcode: Opcode) -> PyResult<()> {
-        let task = self.spawn.call1((coroutine,))?;
-        let done = Py::new(py, Done { lane: self.lane.clone_ref(py), flight: Arc::clone(flight), opcode })?;
-        *flight.task.lock() = Some(task.clone().unbind());
-        if task.call_method0(pyo3::intern!(py, "done"))?.is_truthy()? {
-            return done.bind(py).get().__call__(py, &task);
-        }
-        task.call_method1(pyo3::intern!(py, "add_done_callback"), (done,)).map(drop)
-    }
-}
-
-/// One lane as its event loop sees it.
-#[pyclass(frozen, module = "virtiofs._core", name = "Lane")]
-pub(crate) struct EventLoop {
-    lanes: Arc<Lanes>,
-    index: usize,
-    scratch: Mutex<Scratch>,
-}
-
-impl EventLoop {
-    fn scratch(&self) -> Scratch {
-        std::mem::take(&mut *self.scratch.lock())
-    }
-}
-
-#[pymethods]
-impl EventLoop {
-    /// What becomes readable when there is work.
-    fn fileno(&self) -> PyResult<i32> {
-        let bell = self.lanes.backlog.bell(self.index);
-        bell.ok_or_else(|| pyo3::exceptions::PyValueError::new_err("this lane has no event loop"))
-    }
-
-    /// Begins what waits; `spawn` makes a task of a coroutine. False once there is nothing more to come.
-    fn drain(this: &Bound<'_, Self>, spawn: &Bound<'_, PyAny>) -> bool {
-        let lane = this.get();
-        lane.lanes.backlog.silence(lane.index);
-        let mut scratch = lane.scratch();
-        let owned = this.clone().unbind();
-        let eventual = Eventual { spawn, lane: &owned };
-        while let Some(next) = lane.lanes.backlog.pop() {
-            lane.lanes.perform(this.py(), next, &mut scratch, Some(&eventual));
-        }
-        *lane.scratch.lock() = scratch;
-        !lane.lanes.backlog.is_closed()
-    }
-}
-
-/// Called when a task is done.
-#[pyclass(frozen, module = "virtiofs._core")]
-struct Done {
-    lane: Py<EventLoop>,
-    flight: Arc<Flight>,
-    opcode: Opcode,
-}
-
-#[pymethods]
-impl Done {
-    fn __call__(&self, py: Python<'_>, task: &Bound<'_, PyAny>) -> PyResult<()> {
-        let result = task.call_method0(pyo3::intern!(py, "result")).map(Bound::unbind);
-        let lane = self.lane.bind(py).get();
-        *self.flight.task.lock() = None;
-        let mut scratch = lane.scratch();
-        lane.lanes.finish(&self.flight, self.opcode, result, None, &mut scratch);
-        *lane.scratch.lock() = scratch;
-        Ok(())
     }
 }

@@ -18,6 +18,7 @@ mod engine;
 mod errors;
 mod faults;
 mod fd;
+mod flight;
 mod guest;
 mod handlers;
 mod kept;
@@ -61,7 +62,7 @@ mod _core {
     #[pymodule_export]
     use super::guest::{File, Guest};
     #[pymodule_export]
-    use super::lane::EventLoop;
+    use super::lane::event_loop::EventLoop;
     #[pymodule_export]
     use super::load::{Load, load_native, load_rows, load_wakeup};
     #[pymodule_export]
