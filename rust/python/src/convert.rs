@@ -12,7 +12,7 @@ use crate::attr::Attr;
 use crate::buffer::with_bytes;
 use crate::client::Name;
 use crate::handlers::{Base, Defaults};
-use crate::native::Node;
+use crate::native::node::Node;
 use crate::opened::{Listed, Listing, Opened, PYTHON};
 use crate::request::Lock;
 use crate::types::{DirEntry, Entry, Open, Statfs};

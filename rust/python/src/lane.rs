@@ -22,7 +22,7 @@ use self::event_loop::{EventLoop, Eventual};
 use crate::backlog::{Backlog, Next, Work};
 use crate::flight::Flight;
 use crate::handlers::{Base, Handlers, Method};
-use crate::native::Node;
+use crate::native::node::Node;
 use crate::turn::{self, Call, Turn};
 
 /// How long requests in flight may take once the server ends, and how long lanes then may take to end.

@@ -72,7 +72,9 @@ mod _core {
     #[pymodule_export]
     use super::mount::{Connection, Tether, fuse_mount, fuse_save, fuse_unmount};
     #[pymodule_export]
-    use super::native::{Native, Node};
+    use super::native::Native;
+    #[pymodule_export]
+    use super::native::node::Node;
     #[pymodule_export]
     use super::passthrough::HostDir;
     #[pymodule_export]

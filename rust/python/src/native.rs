@@ -2,12 +2,10 @@
 //!
 //! Over 400 lines, since it is a few lines for each of 40 operations.
 
+pub(crate) mod node;
+
 use std::ffi::{CString, OsStr, OsString};
-use std::hash::{Hash, Hasher};
-use std::os::fd::{IntoRawFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::mpsc;
 
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
@@ -18,79 +16,13 @@ use virtiofs_fuse::{Context, DirBuffer, Error, FileSystem, Result, Segments};
 use virtiofs_guest::parse_listing;
 use virtiofs_hostdir::HostDir;
 
+use self::node::Node;
 use crate::attr::Attr;
 use crate::buffer::with_bytes;
 use crate::client::Name;
 use crate::errors::of_errno;
 use crate::request::{Changes, Lock, Request};
 use crate::types::{DirEntry, Entry, Open, Statfs};
-
-/// A node of a host directory. One that an operation answered holds its inode for as long as the object lives; one that a handler was
-/// given is held by the guest. Nodes are equal if they are the same inode of the same share, and good as keys.
-#[pyclass(frozen, module = "virtiofs")]
-pub(crate) struct Node {
-    native: Arc<HostDir>,
-    id: u64,
-    held: bool,
-}
-
-impl Node {
-    /// A node that the guest holds.
-    pub(crate) fn of_guest(native: &Arc<HostDir>, id: u64) -> Node {
-        Node { native: Arc::clone(native), id, held: false }
-    }
-
-    /// Counts the node once more, for the guest, and answers its id.
-    pub(crate) fn hold(&self, native: &Arc<HostDir>) -> Result<u64> {
-        if !Arc::ptr_eq(native, &self.native) {
-            return Err(Error::Errno(libc::EXDEV));
-        }
-        self.native.hold(self.id).map(|()| self.id)
-    }
-}
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        if self.held {
-            self.native.forget(self.id, 1);
-        }
-    }
-}
-
-#[pymethods]
-impl Node {
-    /// Number of the node: unique among all that one guest has ever seen.
-    #[getter]
-    pub(crate) fn id(&self) -> u64 {
-        self.id
-    }
-
-    /// Where the inode is on the host at present; one of its names if it has several. For telling, not for opening: names change.
-    #[getter]
-    fn path(&self, py: Python<'_>) -> PyResult<PathBuf> {
-        py.detach(|| self.native.path(self.id)).map_err(|error| raise(py, error))
-    }
-
-    /// Opens an O_PATH descriptor of the inode; close it.
-    fn descriptor(&self, py: Python<'_>) -> PyResult<RawFd> {
-        let fd = py.detach(|| self.native.descriptor(self.id)).map_err(|error| raise(py, error))?;
-        Ok(fd.into_raw_fd())
-    }
-
-    fn __eq__(&self, other: &Node) -> bool {
-        self.id == other.id && Arc::ptr_eq(&self.native, &other.native)
-    }
-
-    fn __hash__(&self) -> u64 {
-        let mut hasher = std::hash::DefaultHasher::new();
-        (self.id, Arc::as_ptr(&self.native) as usize).hash(&mut hasher);
-        hasher.finish()
-    }
-
-    fn __repr__(&self) -> String {
-        format!("Node({})", self.id)
-    }
-}
 
 fn raise(py: Python<'_>, error: Error) -> PyErr {
     of_errno(py, error.to_wire())
@@ -117,7 +49,7 @@ fn entered(py: Python<'_>, request: &Request, entry: &EntryOut) -> PyResult<Opti
         (_, 0) => Ok(None),
         (None, _) => Ok(None),
         (Some(native), id) => {
-            let node = Node { native: Arc::clone(native), id, held: true };
+            let node = Node::held(native, id);
             Ok(Some(Entry::of(py, entry, Py::new(py, node)?.into_any())?))
         }
     }

@@ -11,7 +11,7 @@ use virtiofs_coherence::protocol::ROOT_SLOT;
 use virtiofs_coherence::{DEFAULT_SLOTS, Error, InodeWatcher, Table, View, Watcher};
 use virtiofs_device::Notices;
 
-use crate::native::Node;
+use crate::native::node::Node;
 use crate::nodes;
 
 /// Counters in shared memory that move with every change of a file. All shares that are given one table tell of their changes there,
