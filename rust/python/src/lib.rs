@@ -18,6 +18,7 @@ mod engine;
 mod errors;
 mod faults;
 mod fd;
+mod file;
 mod flight;
 mod guest;
 mod handlers;
@@ -60,7 +61,9 @@ mod _core {
     #[pymodule_export]
     use super::engine::Routed;
     #[pymodule_export]
-    use super::guest::{File, Guest};
+    use super::file::File;
+    #[pymodule_export]
+    use super::guest::Guest;
     #[pymodule_export]
     use super::lane::event_loop::EventLoop;
     #[pymodule_export]
