@@ -6,7 +6,7 @@ from . import _core
 from ._core import Blocks, GuestMemory, VersionTable, Workers, __version__
 from .cache import ALWAYS, AUTO, METADATA, NONE, Cache
 from .config import Config, Share
-from .device import Device, Queue, SharedMemory
+from .device import Device, SharedMemory
 from .errors import BoundsError, ConfigError, ProtocolError, RestoreError, StateError, VirtiofsError
 from .filesystem import FileSystem
 from .mmio import MmioTransport
@@ -14,6 +14,7 @@ from .mounts import Mount, mount
 from .passthrough import Passthrough
 from .plan import Plan, explain
 from .policy import Policy, Rule
+from .queues import Queue
 from .server import Server, serve
 from .types import Attr, Changes, DeviceStats, DirEntry, Entry, InFlight, Lock, Lost, Node, Open, Request, Statfs, Stats
 

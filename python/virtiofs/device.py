@@ -4,61 +4,21 @@ import itertools
 import mmap
 import os
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, Literal, Protocol, Self, TypeAlias
+from typing import Any, Final, Literal, Self
 
 from . import _core, dax, running, saved
 from ._core import GuestMemory, Workers
 from .errors import ConfigError
 from .filesystem import FileSystem
+from .queues import Descriptor, Interrupt, Queue, as_descriptor, as_interrupt
 from .server import check_tag
 from .types import DeviceStats, InFlight, Lost
 
 DEVICE_ID: Final = 26
 """The virtio device id of a file system device."""
-
-
-class HasFileno(Protocol):
-    """Something with a descriptor, as `socket.socket` or a file."""
-
-    def fileno(self) -> int:
-        """Returns the descriptor."""
-
-
-Descriptor: TypeAlias = int | HasFileno
-Interrupt: TypeAlias = Descriptor | Callable[[], object]
-"""What happens when the guest is to be interrupted: an eventfd is written, or a function is called by a thread of ours."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Queue:
-    """A virtqueue as the guest's driver has set it up. The device takes copies of the descriptors.
-
-    Attributes:
-        size: Entries of the ring, a power of two up to 32768.
-        desc: Guest address of the descriptor table.
-        avail: Guest address of the available ring ("driver area").
-        used: Guest address of the used ring ("device area").
-        kick: An eventfd (or the read end of a pipe) that is written when the driver notifies the device. None for a VMM that
-            calls `Device.notify`, which works in either case.
-        call: How the driver is interrupted: an eventfd (or the write end of a pipe), or a function without arguments. None for
-            a driver that polls.
-        next: Position in the available ring to begin with: 0 for a ring that is new.
-    """
-
-    size: int
-    desc: int
-    avail: int
-    used: int
-    kick: Descriptor | None = None
-    call: Interrupt | None = None
-    next: int = 0
-
-    def _native(self) -> "_core._Queue":
-        kick = None if self.kick is None else _descriptor(self.kick)
-        return (self.size, self.desc, self.avail, self.used, self.next, kick, _interrupt(self.call))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -295,7 +255,7 @@ class Device:
         options = {"slow_threads": slow_threads, "workers": workers}
         with cls._like(saved_device, fs, memory, missing, options) as (device, may_lose):
             wires = [
-                (None if kick is None else _descriptor(kick), _interrupt(call))
+                (None if kick is None else as_descriptor(kick), as_interrupt(call))
                 for kick, call in itertools.zip_longest(kicks, calls)
             ]
             device.lost = saved.lost(device._native.restore(saved_device, wires, may_lose))
@@ -414,13 +374,3 @@ class _Exit:
     def close(self) -> None:
         if (device := self._device()) is not None:
             device.close()
-
-
-def _descriptor(value: Descriptor) -> int:
-    return value if isinstance(value, int) else value.fileno()
-
-
-def _interrupt(value: Interrupt | None) -> int | Callable[[], object] | None:
-    if value is None or isinstance(value, int):
-        return value
-    return value.fileno() if hasattr(value, "fileno") else value

@@ -4,8 +4,9 @@ from typing import Final, Self, final
 
 from . import _core, saved
 from ._core import GuestMemory, Workers
-from .device import Device, Interrupt, _interrupt
+from .device import Device
 from .filesystem import FileSystem
+from .queues import Interrupt, as_interrupt
 
 SIZE: Final = 0x200
 """Bytes of guest addresses that the registers take."""
@@ -64,6 +65,6 @@ class MmioTransport(_core.Mmio):
 
     def __new__(cls, device: Device, interrupt: Interrupt | None = None) -> Self:
         """Puts registers before `device`."""
-        self = super().__new__(cls, device._native, _interrupt(interrupt))
+        self = super().__new__(cls, device._native, as_interrupt(interrupt))
         self.device = device
         return self
