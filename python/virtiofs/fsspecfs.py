@@ -26,8 +26,9 @@ from typing import Any, Final
 from . import dax
 from .blockcache import BlockCache, CachedFile
 from .filesystem import FileSystem
-from .remote import Remote, modified
+from .remote import Remote
 from .remotenodes import Directory, File, Handle
+from .remotetree import RemoteTree
 from .transfers import Transfers
 from .types import Attr, Changes, DirEntry, Entry, Open, Request
 
@@ -75,6 +76,7 @@ class FsspecFS(FileSystem):
         self._remote = Remote(target, root, options)
         directory = None if cache_dir is None else os.fspath(cache_dir)
         self._blocks = BlockCache(directory, dax.size(cache_size), max(1, dax.size(block_size)))
+        self._tree = RemoteTree(self._blocks)
         self._transfers = Transfers(self._remote, self._blocks, dax.size(read_ahead) // self._blocks.block_size)
 
     def __repr__(self) -> str:
@@ -87,12 +89,12 @@ class FsspecFS(FileSystem):
 
     def destroy(self) -> None:
         """Uploads what the guest left behind unsaved. What is cached is of use for the next one."""
-        for file in self._files(self.root):
+        for file in self._tree.files(self.root):
             cached = file.cached
             if cached is not None:
                 cached.users = 0
                 self._save(file, cached)
-        self._blocks.forsake({file.cached for file in self._files(self.root)})
+        self._blocks.forsake({file.cached for file in self._tree.files(self.root)})
         self._forget_below(self.root)
 
     def _save(self, node: File, file: CachedFile) -> None:
@@ -115,7 +117,7 @@ class FsspecFS(FileSystem):
     def forget(self, node: Directory | File) -> None:
         """Lets go of a node, unless something of it is cached."""
         node.known = False
-        self._prune(node)
+        self._tree.prune(node)
 
     # Names and attributes.
 
@@ -129,7 +131,7 @@ class FsspecFS(FileSystem):
         there = parent.children.get(name)
         if isinstance(there, File) and there.is_here:
             return self._entry(there)
-        node = self._learned(parent, name, info)
+        node = self._tree.learned(parent, name, info)
         return None if node is None else self._entry(node)
 
     async def getattr(self, request: Request, node: Directory | File, handle: Handle | None) -> Attr:
@@ -203,7 +205,7 @@ class FsspecFS(FileSystem):
         # A directory that files made stays until it is removed itself.
         parent.made = True
         if isinstance(there, File):
-            self._part(there)
+            self._tree.part(there)
 
     async def rename(
         self, request: Request, parent: Directory, name: str, new_parent: Directory, new_name: str, flags: int
@@ -212,8 +214,8 @@ class FsspecFS(FileSystem):
         if flags & ~_NOREPLACE:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         path, new_path = parent.join(name), new_parent.join(new_name)
-        node = parent.children.get(name) or self._learned(parent, name, await self._remote.info(path))
-        there = new_parent.children.get(new_name) or self._learned(
+        node = parent.children.get(name) or self._tree.learned(parent, name, await self._remote.info(path))
+        there = new_parent.children.get(new_name) or self._tree.learned(
             new_parent, new_name, await self._remote.info(new_path)
         )
         if node is None:
@@ -231,17 +233,17 @@ class FsspecFS(FileSystem):
                 raise NotADirectoryError(new_name)
             if there is not None:
                 await self.rmdir(request, new_parent, new_name)
-            for file in self._files(node):
+            for file in self._tree.files(node):
                 await self._transfers.upload(file)
         if isinstance(node, File) or await self._remote.info(path) is not None:
             await self._remote.move(path, new_path, directory=isinstance(node, Directory))
         if isinstance(there, File):
-            self._part(there)
+            self._tree.part(there)
         parent.children.pop(name, None)
         parent.made = True
         node.parent, node.name = new_parent, new_name
         new_parent.children[new_name] = node
-        for file in [node] if isinstance(node, File) else self._files(node):
+        for file in [node] if isinstance(node, File) else self._tree.files(node):
             # The copy has other times, but what is cached of it is still true.
             info = await self._remote.info(file.path)
             if info is not None:
@@ -260,7 +262,7 @@ class FsspecFS(FileSystem):
             return there, await self.open(request, there.node, flags)
         node = File(parent, name)
         parent.children[name] = node
-        node.cached = self._cached(node)
+        node.cached = self._tree.cached(node)
         self._blocks.pin(node.cached)
         node.cached.finish(clean=False)
         return self._entry(node), self._opened(node, node.cached, flags)
@@ -269,7 +271,7 @@ class FsspecFS(FileSystem):
         """Opens the file as it is now elsewhere, unless it is being written here."""
         await self._refresh(node)
         if node.cached is None:
-            node.cached = self._cached(node)
+            node.cached = self._tree.cached(node)
         return self._opened(node, node.cached, flags)
 
     async def read(self, request: Request, node: File, handle: Handle, offset: int, size: int) -> bytes:
@@ -342,36 +344,6 @@ class FsspecFS(FileSystem):
         node.known = True
         return Entry(node, self._attr(node))
 
-    def _learned(self, parent: Directory, name: str, info: dict[str, Any] | None) -> Directory | File | None:
-        """Returns the node of a name by what is known of it elsewhere."""
-        there = parent.children.get(name)
-        if info is None:
-            if isinstance(there, Directory) and there.made:
-                return there
-            if isinstance(there, File):
-                self._part(there)
-            return None
-        if info.get("type") == "directory":
-            if not isinstance(there, Directory):
-                there = parent.children[name] = Directory(parent, name)
-            there.mtime_ns = modified(info) or there.mtime_ns
-            return there
-        if not isinstance(there, File):
-            there = parent.children[name] = File(parent, name)
-        if not there.is_here:
-            there.learn(info)
-            self._check(there)
-        return there
-
-    def _check(self, node: File) -> None:
-        """Lets go of what is cached of another version. Who has that one open keeps it."""
-        file = node.cached
-        if file is not None and file.version != node.version:
-            node.cached = None
-            file.evicted = lambda: None
-            if not file.users:
-                self._blocks.drop(file)
-
     def _is_ours(self, node: File) -> bool:
         """Whether nobody else has anything to say of a file."""
         return node.gone or node.is_here
@@ -385,47 +357,15 @@ class FsspecFS(FileSystem):
         if info is None or info.get("type") == "directory":
             raise FileNotFoundError(node.path)
         node.learn(info)
-        self._check(node)
+        self._tree.check(node)
 
     async def _list(self, node: Directory) -> list[Directory | File]:
         found = await self._remote.list(node.path)
         if found is None and not node.made:
             raise FileNotFoundError(node.path)
-        listed = {name: self._learned(node, name, info) for name, info in found or ()}
+        listed = {name: self._tree.learned(node, name, info) for name, info in found or ()}
         listed |= {name: child for name, child in node.children.items() if child.is_only_here}
         return [child for child in listed.values() if child is not None]
-
-    def _files(self, directory: Directory) -> list[File]:
-        found: list[File] = []
-        for child in directory.children.values():
-            found += [child] if isinstance(child, File) else self._files(child)
-        return found
-
-    def _prune(self, node: Directory | File | None) -> None:
-        while node is not None and node.is_idle and node.parent is not None:
-            parent = node.parent
-            if parent.children.get(node.name) is node:
-                del parent.children[node.name]
-            node = parent
-
-    def _part(self, node: File) -> None:
-        """The file's name is gone."""
-        node.gone = True
-        if node.parent is not None and node.parent.children.get(node.name) is node:
-            del node.parent.children[node.name]
-        if node.cached is not None and not node.cached.users:
-            self._blocks.drop(node.cached)
-
-    def _cached(self, node: File) -> CachedFile:
-        file = self._blocks.add(node.size, node.version)
-
-        def evicted() -> None:
-            if node.cached is file:
-                node.cached = None
-                self._prune(node)
-
-        file.evicted = evicted
-        return file
 
     def _opened(self, node: File, file: CachedFile, flags: int) -> Open:
         writes = flags & os.O_ACCMODE != os.O_RDONLY
@@ -444,7 +384,7 @@ class FsspecFS(FileSystem):
         file = node.cached
         if file is None:
             await self._refresh(node)
-            file = node.cached = node.cached or self._cached(node)
+            file = node.cached = node.cached or self._tree.cached(node)
         if size > self._blocks.size:
             raise OSError(errno.EFBIG, "the file would be larger than the cache")
         if size == 0 and not file.blocks.whole:
