@@ -6,15 +6,16 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 use virtiofs_fuse::Server;
-use virtiofs_virtqueue::{Event, MemoryError, RingConfig, SharedMemory, split};
+use virtiofs_virtqueue::{Event, MemoryError, SharedMemory, split};
 
-use crate::identity::{EVENT_IDX, QUEUE_SIZE_MAX, VERSION_1};
+use crate::identity::QUEUE_SIZE_MAX;
 use crate::notices::Notices;
 use crate::pool::Pool;
 use crate::queue::Queue;
 use crate::running::Surroundings;
+use crate::setup::{QueueSetup, check_features};
 use crate::window::Local;
-use crate::{Call, Identity, Workers};
+use crate::{Identity, Workers};
 
 /// What a device does at present.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,28 +62,6 @@ pub enum DeviceError {
     Unused { index: usize },
     #[error("queue {index} cannot start: {reason}")]
     Queue { index: usize, reason: String },
-}
-
-/// A queue as a driver set it up.
-#[derive(Clone, Debug)]
-pub struct QueueSetup {
-    /// 0 is the hiprio queue, requests begin at 1; where the driver accepted VIRTIO_FS_F_NOTIFICATION, 1 is the queue of notifications and
-    /// requests begin at 2.
-    pub index: usize,
-    /// Entries of the ring, a power of two.
-    pub size: u16,
-    /// Guest physical address of the descriptor table.
-    pub desc: u64,
-    /// Guest physical address of the available ring.
-    pub avail: u64,
-    /// Guest physical address of the used ring.
-    pub used: u64,
-    /// Index of the next available entry to take: 0 for a new ring.
-    pub next: u16,
-    /// By what the driver kicks; `None` for [`Device::notify`] alone.
-    pub kick: Option<Arc<Event>>,
-    /// How the driver is interrupted; `None` for a driver that polls.
-    pub call: Option<Call>,
 }
 
 /// Who does the work of a device.
@@ -295,7 +274,7 @@ impl Device {
         };
         queue.set_kick(Some(Arc::clone(&kick)));
         queue.set_call(setup.call.clone());
-        let ring = ring(&setup, life.features);
+        let ring = setup.ring(life.features);
         match paused_with {
             None => {
                 queue.start(index, ring, life.features, None, &self.with).map_err(|error| refuse(error.to_string()))?
@@ -348,7 +327,7 @@ impl Device {
         let Life { features, queues, setups } = &mut *life;
         for (index, (queue, setup)) in queues.iter_mut().zip(setups.iter()).enumerate() {
             let Some(setup) = setup else { continue };
-            if let Err(error) = queue.start(index, ring(setup, *features), *features, None, &self.with) {
+            if let Err(error) = queue.start(index, setup.ring(*features), *features, None, &self.with) {
                 for (queue, setup) in queues.iter_mut().zip(setups) {
                     if let (Some(next), Some(setup)) = (queue.halt(), setup) {
                         setup.next = next;
@@ -410,20 +389,4 @@ impl Drop for Device {
     fn drop(&mut self) {
         self.close();
     }
-}
-
-/// Whether a driver may accept these features.
-pub(crate) fn check_features(features: u64, offered: u64) -> Result<(), DeviceError> {
-    if features & !offered != 0 {
-        return Err(DeviceError::Features { refused: features & !offered, offered });
-    }
-    if features & VERSION_1 == 0 {
-        return Err(DeviceError::Legacy);
-    }
-    Ok(())
-}
-
-fn ring(setup: &QueueSetup, features: u64) -> RingConfig {
-    let &QueueSetup { size, desc, avail, used, next, .. } = setup;
-    RingConfig { size, desc, avail, used, next_avail: next, event_idx: features & EVENT_IDX != 0 }
 }

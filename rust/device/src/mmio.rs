@@ -18,8 +18,8 @@ use virtio_bindings::virtio_config::{
 };
 use virtiofs_virtqueue::Event;
 
-use crate::device::check_features;
 use crate::identity::{NOTIFICATION, QUEUE_SIZE_MAX, VIRTIO_ID_FS};
+use crate::setup::check_features;
 use crate::{Call, Device, DeviceError, QueueSetup, State};
 
 pub use saved::device_of;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use virtiofs_fuse::{Lost, Mapped, Reader, Saved, Thing, Unusable};
 use virtiofs_virtqueue::Event;
 
-use crate::device::check_features;
+use crate::setup::check_features;
 use crate::{Call, Device, DeviceError, QueueSetup, State};
 
 /// What the bytes begin with.
