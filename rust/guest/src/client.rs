@@ -1,6 +1,4 @@
 //! A FUSE session over the rings: negotiation, numbers, one call per request.
-//!
-//! Over 400 lines: whose request which reply is, and what becomes of both when the device goes, are decided together.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -12,50 +10,17 @@ use virtiofs_fuse::{Opcode, Operation};
 use zerocopy::FromBytes;
 
 use crate::channel::{Channel, Outgoing};
-use crate::check::OUT_HEADER;
 use crate::connection::Connection;
 use crate::memory::{Memory, PAGE, Region};
 use crate::notices::{Notice, Notices};
 use crate::ring::{Layout, Ring};
 use crate::session::Session;
 use crate::signal::{Bell, Line, Waiter};
-use crate::slot::{ARGS_MAX, REPLY_MAX};
+use crate::slot::ARGS_MAX;
 use crate::transport::{Config, Queue, Transport, feature};
 use crate::vhost_user::VhostUser;
 use crate::window::Mapped;
 use crate::{Error, Options, Result};
-
-/// The answer to a request that was sent as raw bytes.
-#[derive(Clone, Debug)]
-pub struct RawReply {
-    /// Length that the device reported in the used ring.
-    pub used: u32,
-    /// As many bytes of the reply, header included, as `used` says and as there was room for.
-    pub bytes: Vec<u8>,
-}
-
-/// One request for [`Client::raw`].
-#[derive(Clone, Copy, Debug, Default)]
-pub struct RawRequest<'a> {
-    /// Any number.
-    pub opcode: u32,
-    /// Any node.
-    pub nodeid: u64,
-    /// What follows the header: arguments and names.
-    pub body: &'a [&'a [u8]],
-    /// What follows that, in data pages.
-    pub data: &'a [u8],
-    /// Room for the reply behind its header, in bytes; `None`: no writable descriptor at all.
-    pub room: Option<usize>,
-    /// `total_extlen` of the header.
-    pub extlen: u16,
-    /// Send it on the hiprio queue.
-    pub hiprio: bool,
-    /// Number of the request, or `None` for the next one.
-    pub unique: Option<u64>,
-    /// `len` of the header, or `None` for the truth.
-    pub len: Option<u32>,
-}
 
 /// A FUSE client over virtqueues. All methods may be called from several threads at once; each blocks until its reply is here, at most
 /// for `Options::timeout`.
@@ -227,35 +192,6 @@ impl Client {
         Ok(region)
     }
 
-    /// Sends a request with arguments of the caller's own making and takes whatever comes back, unchecked.
-    pub fn raw(&self, request: &RawRequest<'_>) -> Result<RawReply> {
-        let header = InHeader {
-            len: request.len.unwrap_or(0),
-            unique: request.unique.unwrap_or_else(|| self.number()),
-            total_extlen: request.extlen,
-            ..self.header(request.opcode, request.nodeid)
-        };
-        let room = request.room.unwrap_or(0);
-        let in_struct = room.min(REPLY_MAX);
-        let outgoing = Outgoing {
-            header,
-            args: request.body,
-            data: request.data,
-            reply: in_struct,
-            data_out: room - in_struct,
-            wants_reply: request.room.is_some(),
-            size_only: false,
-            wipe: true,
-        };
-        let channel = if request.hiprio { &self.hiprio } else { self.channel() };
-        channel.call(&outgoing, |ring, slot, used| {
-            let mut bytes = ring.reply_header(slot).to_vec();
-            ring.reply_bytes(slot, (used as usize).saturating_sub(OUT_HEADER).min(room), &mut bytes);
-            bytes.truncate(if request.room.is_some() { used as usize } else { 0 });
-            RawReply { used, bytes }
-        })
-    }
-
     /// One request of an operation: `args` behind the header, `data` in pages, room for `reply` bytes of struct and `data_out` bytes of
     /// data. Answers what came behind the reply header.
     pub(crate) fn call(
@@ -331,7 +267,7 @@ impl Client {
         self.unique.fetch_add(2, Ordering::Relaxed)
     }
 
-    fn channel(&self) -> &Channel {
+    pub(crate) fn channel(&self) -> &Channel {
         let turn = self.turn.fetch_add(1, Ordering::Relaxed) % self.requests.len();
         let mut free = self.requests.iter().cycle().skip(turn).take(self.requests.len());
         free.find(|channel| !channel.is_raw()).or(self.requests.get(turn)).unwrap_or(&self.hiprio)

@@ -40,7 +40,7 @@ mod vhost_user;
 mod window;
 
 pub use check::Expect;
-pub use client::{Client, RawReply, RawRequest};
+pub use client::Client;
 pub use connection::{Connection, Message};
 pub use dirents::{DirEntry, parse as parse_listing};
 pub use error::{Error, Result};
@@ -50,7 +50,7 @@ pub use memory::{Memory, PAGE, Region};
 pub use mmio::{Machine, Mmio};
 pub use notices::Notice;
 pub use options::{Framing, LINUX_FLAGS, Options};
-pub use raw::RawQueue;
+pub use raw::{RawQueue, RawReply, RawRequest};
 pub use ring::Descriptor;
 pub use session::Session;
 pub use signal::{Bell, Line};

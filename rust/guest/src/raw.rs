@@ -1,16 +1,51 @@
-//! What no honest driver does: descriptors, ring entries and indices of the caller's own making.
+//! What no honest driver does: requests, descriptors, ring entries and indices of the caller's own making.
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use parking_lot::MutexGuard;
+use virtiofs_fuse::wire::InHeader;
 use zerocopy::IntoBytes;
 
-use crate::channel::{Channel, Inner};
+use crate::channel::{Channel, Inner, Outgoing};
+use crate::check::OUT_HEADER;
 use crate::memory::PAGE;
 use crate::ring::Descriptor;
 use crate::signal::Woken;
+use crate::slot::REPLY_MAX;
 use crate::{Client, Error, Result};
+
+/// The answer to a request that was sent as raw bytes.
+#[derive(Clone, Debug)]
+pub struct RawReply {
+    /// Length that the device reported in the used ring.
+    pub used: u32,
+    /// As many bytes of the reply, header included, as `used` says and as there was room for.
+    pub bytes: Vec<u8>,
+}
+
+/// One request for [`Client::raw`].
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RawRequest<'a> {
+    /// Any number.
+    pub opcode: u32,
+    /// Any node.
+    pub nodeid: u64,
+    /// What follows the header: arguments and names.
+    pub body: &'a [&'a [u8]],
+    /// What follows that, in data pages.
+    pub data: &'a [u8],
+    /// Room for the reply behind its header, in bytes; `None`: no writable descriptor at all.
+    pub room: Option<usize>,
+    /// `total_extlen` of the header.
+    pub extlen: u16,
+    /// Send it on the hiprio queue.
+    pub hiprio: bool,
+    /// Number of the request, or `None` for the next one.
+    pub unique: Option<u64>,
+    /// `len` of the header, or `None` for the truth.
+    pub len: Option<u32>,
+}
 
 /// A queue in the hands of one thread that writes its rings itself. The client's own requests take another one meanwhile; where there
 /// is none, they wait until it is dropped.
@@ -25,6 +60,35 @@ pub struct RawQueue<'a> {
 }
 
 impl Client {
+    /// Sends a request with arguments of the caller's own making and takes whatever comes back, unchecked.
+    pub fn raw(&self, request: &RawRequest<'_>) -> Result<RawReply> {
+        let header = InHeader {
+            len: request.len.unwrap_or(0),
+            unique: request.unique.unwrap_or_else(|| self.number()),
+            total_extlen: request.extlen,
+            ..self.header(request.opcode, request.nodeid)
+        };
+        let room = request.room.unwrap_or(0);
+        let in_struct = room.min(REPLY_MAX);
+        let outgoing = Outgoing {
+            header,
+            args: request.body,
+            data: request.data,
+            reply: in_struct,
+            data_out: room - in_struct,
+            wants_reply: request.room.is_some(),
+            size_only: false,
+            wipe: true,
+        };
+        let channel = if request.hiprio { &self.hiprio } else { self.channel() };
+        channel.call(&outgoing, |ring, slot, used| {
+            let mut bytes = ring.reply_header(slot).to_vec();
+            ring.reply_bytes(slot, (used as usize).saturating_sub(OUT_HEADER).min(room), &mut bytes);
+            bytes.truncate(if request.room.is_some() { used as usize } else { 0 });
+            RawReply { used, bytes }
+        })
+    }
+
     /// Takes the queue `index`: 0 is hiprio, requests begin at 1. `None` if there is no such queue.
     pub fn raw_queue(&self, index: usize) -> Option<RawQueue<'_>> {
         let channel = self.queue(index)?;
