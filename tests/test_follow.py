@@ -11,17 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from tests import takes
 from virtiofs import ALWAYS, Mount, Passthrough, VersionTable, mount
-from virtiofs.host import has_capability
 
 LONG = 20.0
 
-pytestmark = [
-    pytest.mark.root,
-    pytest.mark.skipif(
-        not os.path.exists("/dev/fuse") or not has_capability("SYS_ADMIN"), reason="takes root and /dev/fuse"
-    ),
-]
+pytestmark = [pytest.mark.root, takes.mounts]
 
 
 @dataclass(frozen=True)

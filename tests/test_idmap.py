@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from tests import takes
 from tests.errnos import fails
 from virtiofs import Passthrough, mount
-from virtiofs.host import has_capability
 
 LINUX = tuple(int(number) for number in os.uname().release.split("-")[0].split(".")[:2])
 FIRST = 100_000
@@ -22,9 +22,7 @@ FIRST = 100_000
 
 pytestmark = [
     pytest.mark.root,
-    pytest.mark.skipif(
-        not os.path.exists("/dev/fuse") or not has_capability("SYS_ADMIN"), reason="takes root and /dev/fuse"
-    ),
+    takes.mounts,
     pytest.mark.skipif(LINUX < (6, 12), reason="takes Linux 6.12, whose FUSE has idmapped mounts"),
 ]
 

@@ -25,21 +25,16 @@ from types import TracebackType
 
 import pytest
 
+from tests import takes
 from tests.daemon import Start, virtiofs
 from tests.errnos import fails
 from virtiofs import ALWAYS, AUTO, NONE, Cache, ConfigError, Mount, Passthrough, mount, mountpoint
-from virtiofs.host import has_capability
 
 CONTROL = Path("/sys/fs/fuse/connections")
 GONE = (errno.ENOTCONN, errno.ECONNABORTED)
 """What whoever uses a mount gets when nobody serves it any more."""
 
-pytestmark = [
-    pytest.mark.root,
-    pytest.mark.skipif(
-        not os.path.exists("/dev/fuse") or not has_capability("SYS_ADMIN"), reason="takes root and /dev/fuse"
-    ),
-]
+pytestmark = [pytest.mark.root, takes.mounts]
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from tests import takes
 from tests.posix.comparison import compare
 from tests.posix.expected import DIFFERENCES
 from tests.posix.runner import OK, load
 from virtiofs import Passthrough, cache, mount
-from virtiofs.host import has_capability
 
 TOP = Path(__file__).parents[1]
 
@@ -19,9 +19,7 @@ pytestmark = [
     pytest.mark.root,
     pytest.mark.slow,
     pytest.mark.timeout(300),
-    pytest.mark.skipif(
-        not os.path.exists("/dev/fuse") or not has_capability("SYS_ADMIN"), reason="takes root and /dev/fuse"
-    ),
+    takes.mounts,
 ]
 
 

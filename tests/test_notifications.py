@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests import takes
 from virtiofs import (
     ALWAYS,
     Attr,
@@ -29,7 +30,6 @@ from virtiofs import (
     VersionTable,
     mount,
 )
-from virtiofs.host import has_capability
 from virtiofs.testing import Guest
 
 LONG = 20.0
@@ -321,9 +321,8 @@ def test_without_a_table_nothing_is_said() -> None:
         assert guest.read_file("first") == b"longer"
 
 
+@takes.mounts
 def test_a_mount_sees_what_a_python_file_system_says(tmp_path: Path) -> None:
-    if not os.path.exists("/dev/fuse") or not has_capability("SYS_ADMIN"):
-        pytest.skip("takes root and /dev/fuse")
     board = Board(VersionTable())
     board.put("first", b"1")
     with mount(board, tmp_path):

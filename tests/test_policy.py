@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import takes
 from tests.daemon import virtiofs
 from tests.errnos import fails
 from virtiofs import (
@@ -28,7 +29,6 @@ from virtiofs import (
     mount,
 )
 from virtiofs.audit import Audit, OpenEvent
-from virtiofs.host import has_capability
 from virtiofs.testing import Guest
 
 ROOT = 1
@@ -185,9 +185,7 @@ def test_native_rules_stay_under_methods(tree: Path) -> None:
 
 
 @pytest.mark.root
-@pytest.mark.skipif(
-    not os.path.exists("/dev/fuse") or not has_capability("SYS_ADMIN"), reason="takes root and /dev/fuse"
-)
+@takes.mounts
 def test_a_mount_of_this_host(tree: Path, tmp_path: Path) -> None:
     there = tmp_path / "there"
     there.mkdir()
@@ -202,9 +200,7 @@ def test_a_mount_of_this_host(tree: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.root
-@pytest.mark.skipif(
-    not os.path.exists("/dev/fuse") or not has_capability("SYS_ADMIN"), reason="takes root and /dev/fuse"
-)
+@takes.mounts
 def test_a_file_past_the_cache_is_mapped_like_any_other(tree: Path, tmp_path: Path) -> None:
     there = tmp_path / "there"
     there.mkdir()

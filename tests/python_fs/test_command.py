@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import takes
 from tests.daemon import Start, virtiofs
-from virtiofs.host import has_capability
 from virtiofs.testing import Guest
 
 MODULE = """
@@ -58,9 +58,7 @@ def test_a_directory_is_served_by_a_class(
 
 
 @pytest.mark.root
-@pytest.mark.skipif(
-    not os.path.exists("/dev/fuse") or not has_capability("SYS_ADMIN"), reason="takes root and /dev/fuse"
-)
+@takes.mounts
 def test_a_class_is_mounted(tmp_path: Path, start: Start, environment: dict[str, str]) -> None:
     there = tmp_path / "there"
     there.mkdir()

@@ -13,21 +13,16 @@ from typing import Any, Literal
 
 import pytest
 
+from tests import takes
 from tests.errnos import fails
 from tests.python_fs.conftest import eventually
 from virtiofs import Device, Entry, GuestMemory, Node, Open, Passthrough, Request, mount
-from virtiofs.host import has_capability
 from virtiofs.memory import MemoryFS
 from virtiofs.testing import Guest
 
 WAYS: list[Literal["socket", "device", "registers"]] = ["socket", "device", "registers"]
 
-fuse = [
-    pytest.mark.root,
-    pytest.mark.skipif(
-        not os.path.exists("/dev/fuse") or not has_capability("SYS_ADMIN"), reason="takes root and /dev/fuse"
-    ),
-]
+fuse = [pytest.mark.root, takes.mounts]
 
 
 class Upper(Passthrough):
