@@ -3,10 +3,11 @@
 import struct
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from virtiofs import Device, GuestMemory, Queue
+from virtiofs import Device, GuestMemory, MmioTransport, Queue
 
 VERSION_1 = 1 << 32
 ENTRIES = 8
@@ -83,3 +84,34 @@ def ask(device: Device, ring: Ring, request: bytes) -> bytes:
     device.notify(1)
     ring.wait(before)
     return ring.reply()
+
+
+def accesses(registers: MmioTransport) -> tuple[Callable[[int], int], Callable[..., None]]:
+    """How registers of 32 bits are read, and written one value after the other."""
+
+    def get(offset: int) -> int:
+        return int.from_bytes(registers.read(offset, 4), "little")
+
+    def put(offset: int, *values: int) -> None:
+        for value in values:
+            registers.write(offset, value.to_bytes(4, "little"))
+
+    return get, put
+
+
+def start_by_registers(registers: MmioTransport, *rings: Ring) -> None:
+    """Starts a device by its registers, with VIRTIO_F_VERSION_1 alone."""
+    get, put = accesses(registers)
+    put(0x070, 0, 1, 3)
+    put(0x024, 1)
+    put(0x020, 1)
+    put(0x070, 11)
+    assert get(0x070) == 11
+    for index, ring in enumerate(rings):
+        put(0x030, index)
+        put(0x038, ENTRIES)
+        for offset, address in ((0x080, ring.at), (0x090, ring.at + 0x400), (0x0A0, ring.at + 0x800)):
+            put(offset, address)
+            put(offset + 4, 0)
+        put(0x044, 1)
+    put(0x070, 15)

@@ -24,7 +24,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from tests.driver import GETATTR, VERSION_1, Ring, ask, init, request
+from tests.driver import GETATTR, VERSION_1, Ring, accesses, ask, init, request, start_by_registers
 from virtiofs import Device, GuestMemory, MmioTransport, Passthrough, Queue, StateError, Workers
 from virtiofs.testing import Guest
 
@@ -290,28 +290,9 @@ def test_registers(machine: Machine) -> None:
     interrupts = os.eventfd(0, os.EFD_NONBLOCK)
     registers = MmioTransport(machine.device, interrupts)
     machine.device.place_window(1 << 40)
-
-    def get(offset: int) -> int:
-        return int.from_bytes(registers.read(offset, 4), "little")
-
-    def put(offset: int, *values: int) -> None:
-        for value in values:
-            registers.write(offset, value.to_bytes(4, "little"))
-
+    get, put = accesses(registers)
     assert (get(0x000), get(0x004), get(0x008)) == (0x74726976, 2, 26)
-    put(0x070, 0, 1, 3)
-    put(0x024, 1)
-    put(0x020, 1)
-    put(0x070, 11)
-    assert get(0x070) == 11
-    for index, ring in enumerate((machine.hiprio, machine.ring)):
-        put(0x030, index)
-        put(0x038, 8)
-        for offset, address in ((0x080, ring.at), (0x090, ring.at + 0x400), (0x0A0, ring.at + 0x800)):
-            put(offset, address)
-            put(offset + 4, 0)
-        put(0x044, 1)
-    put(0x070, 15)
+    start_by_registers(registers, machine.hiprio, machine.ring)
     assert (get(0x070), machine.device.state) == (15, "running")
     machine.ring.put(init())
     put(0x050, 1)

@@ -22,10 +22,12 @@ from tests.driver import (
     START,
     VERSION_1,
     Ring,
+    accesses,
     ask,
     init,
     reading,
     request,
+    start_by_registers,
 )
 from tests.keeping import Inode, Keeping
 from virtiofs import (
@@ -326,33 +328,11 @@ def test_a_class_that_says_nothing_loses_its_nodes(share: Path, working: Callabl
     assert [(lost.kind, lost.node) for lost in caught.value.lost] == [("node", work.node)]
 
 
-def accesses(registers: MmioTransport) -> tuple[Callable[[int], int], Callable[..., None]]:
-    def get(offset: int) -> int:
-        return int.from_bytes(registers.read(offset, 4), "little")
-
-    def put(offset: int, *values: int) -> None:
-        for value in values:
-            registers.write(offset, value.to_bytes(4, "little"))
-
-    return get, put
-
-
 def test_registers_go_on_with_their_device(work: Work) -> None:
     work.device.reset()
     work.memory.write(START, bytes(0x8000))
-    get, put = accesses(registers := MmioTransport(work.device))
-    put(0x070, 0, 1, 3)
-    put(0x024, 1)
-    put(0x020, 1)
-    put(0x070, 11)
-    for index, ring in enumerate((work.hiprio, work.ring)):
-        put(0x030, index)
-        put(0x038, 8)
-        for offset, address in ((0x080, ring.at), (0x090, ring.at + 0x400), (0x0A0, ring.at + 0x800)):
-            put(offset, address)
-            put(offset + 4, 0)
-        put(0x044, 1)
-    put(0x070, 15)
+    registers = MmioTransport(work.device)
+    start_by_registers(registers, work.hiprio, work.ring)
     work.ask(init())
     work.device.pause()
     work.ring.put(request(GETATTR, 1, bytes(16)))
