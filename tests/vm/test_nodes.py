@@ -14,8 +14,8 @@ import pytest
 from virtiofs import ALWAYS, AUTO, NONE, Cache, Passthrough, Server
 
 from . import daemon
-from .guest import Guest, Share
-from .uml import Uml
+from .guest import Guest
+from .served import serving
 
 PATIENCE = 30  # seconds for what must come
 
@@ -30,18 +30,6 @@ def needs_counters() -> None:
 def share(tmp_path: Path) -> Path:
     (tmp_path / "share").mkdir()
     return tmp_path / "share"
-
-
-@contextmanager
-def serving(fs: Passthrough, folder: Path) -> Iterator[tuple[Server, Guest]]:
-    with (
-        Server(fs, socket=folder / "s", tag="share") as server,
-        Uml([Share(folder / "s")], memory="512M") as guest,
-    ):
-        yield server, guest
-        assert guest.complaints() == []
-        stats = server.stats()
-        assert (stats.malformed, stats.panics) == (0, 0)
 
 
 def forgotten(guest: Guest, server: Server, nodes: int = 1) -> None:

@@ -4,38 +4,23 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests import s3
-from virtiofs import Attr, Entry, FileSystem, Node, Passthrough, Request, Server
+from virtiofs import Attr, Entry, Node, Passthrough, Request
 from virtiofs.fsspecfs import FsspecFS
 from virtiofs.memory import MemoryFS
 
 from . import daemon
-from .guest import Guest, Share
-from .uml import Uml
+from .served import serving
 
 
 @pytest.fixture(autouse=True)
 def needs_python() -> None:
     if not daemon.is_ours():
         pytest.skip(f"{daemon.name()} serves no Python")
-
-
-@contextmanager
-def serving(fs: FileSystem, folder: Path) -> Iterator[tuple[Server, Guest]]:
-    with (
-        Server(fs, socket=folder / "s", tag="share") as server,
-        Uml([Share(folder / "s")], memory="512M") as guest,
-    ):
-        yield server, guest
-        assert guest.complaints() == []
-        stats = server.stats()
-        assert (stats.malformed, stats.panics) == (0, 0)
 
 
 REPOSITORY = """
