@@ -1,20 +1,18 @@
 //! The channel on which the device asks and the VMM answers: requests one at a time, each with its reply and a time limit.
 
-use std::io::{self, IoSlice};
-use std::mem::MaybeUninit;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use vhost::vhost_user::message::BackendReq;
 use virtiofs_dax::Refusal;
 use virtiofs_virtqueue::Event;
 use zerocopy::{FromZeros, IntoBytes};
 
-use super::connection::{Header, NEED_REPLY, REPLY, VERSION};
+use super::connection::{Header, NEED_REPLY, REPLY, send};
 
 /// Bytes of a reply's body: all replies on this channel are one number.
 const BODY: usize = 8;
@@ -63,19 +61,10 @@ impl Backchannel {
     }
 
     fn send(&self, request: BackendReq, body: &[u8], fd: Option<BorrowedFd<'_>>) -> Result<(), Refusal> {
-        let header = Header { request: request as u32, flags: VERSION | NEED_REPLY, size: body.len() as u32 };
-        let whole = [header.as_bytes(), body].concat();
-        let fds: Vec<_> = fd.into_iter().collect();
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut ancillary = SendAncillaryBuffer::new(&mut space);
-        if !fds.is_empty() {
-            ancillary.push(SendAncillaryMessage::ScmRights(&fds));
-        }
         // A request is short, and none is sent before the last one was answered: a socket without room has no reader.
-        let sent = sendmsg(&self.stream, &[IoSlice::new(&whole)], &mut ancillary, SendFlags::NOSIGNAL);
-        match sent.map_err(io::Error::from)? {
-            sent if sent == whole.len() => Ok(()),
-            _ => Err(io::Error::other("the VMM does not read the backend channel").into()),
+        match send(&self.stream, request as u32, NEED_REPLY, body, fd)? {
+            true => Ok(()),
+            false => Err(io::Error::other("the VMM does not read the backend channel").into()),
         }
     }
 

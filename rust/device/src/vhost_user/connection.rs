@@ -203,18 +203,31 @@ impl Connection {
 
     /// Answers a request.
     pub(super) fn reply(&mut self, request: u32, body: &[u8], fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
-        let header = Header { request, flags: VERSION | REPLY, size: body.len() as u32 };
-        let whole = [header.as_bytes(), body].concat();
-        let fds: Vec<_> = fd.into_iter().collect();
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut ancillary = SendAncillaryBuffer::new(&mut space);
-        if !fds.is_empty() {
-            ancillary.push(SendAncillaryMessage::ScmRights(&fds));
-        }
-        let sent = sendmsg(&self.stream, &[IoSlice::new(&whole)], &mut ancillary, SendFlags::NOSIGNAL)?;
         // Replies are short; a socket that has no room for one belongs to a VMM that reads none.
-        if sent == whole.len() { Ok(()) } else { Err(broken("the VMM does not read its replies")) }
+        match send(&self.stream, request, REPLY, body, fd)? {
+            true => Ok(()),
+            false => Err(broken("the VMM does not read its replies")),
+        }
     }
+}
+
+/// Sends one message, and says whether there was room for all of it.
+pub(super) fn send(
+    stream: &UnixStream,
+    request: u32,
+    flags: u32,
+    body: &[u8],
+    fd: Option<BorrowedFd<'_>>,
+) -> io::Result<bool> {
+    let header = Header { request, flags: VERSION | flags, size: body.len() as u32 };
+    let whole = [header.as_bytes(), body].concat();
+    let fds: Vec<_> = fd.into_iter().collect();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() {
+        ancillary.push(SendAncillaryMessage::ScmRights(&fds));
+    }
+    Ok(sendmsg(stream, &[IoSlice::new(&whole)], &mut ancillary, SendFlags::NOSIGNAL)? == whole.len())
 }
 
 enum Filled {
