@@ -16,10 +16,11 @@ use virtiofs_guest::{self as guest, Options, Result};
 use crate::attr::Attr;
 use crate::client::{Client, Name, bytes};
 use crate::detached::Detached;
-use crate::device::{Device, Mmio};
+use crate::device::Device;
 use crate::embedded::{Direct, Vmm};
 use crate::errors;
 use crate::file::File;
+use crate::mmio::Mmio;
 use crate::types::{DirEntry, Statfs};
 use crate::versions::VersionTable;
 

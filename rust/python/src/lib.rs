@@ -27,6 +27,7 @@ mod lane;
 mod load;
 mod log;
 mod memory;
+mod mmio;
 mod mount;
 mod native;
 mod nodes;
@@ -57,7 +58,7 @@ mod _core {
     #[pymodule_export]
     use super::client::Client;
     #[pymodule_export]
-    use super::device::{Device, Mmio};
+    use super::device::Device;
     #[pymodule_export]
     use super::engine::Routed;
     #[pymodule_export]
@@ -72,6 +73,8 @@ mod _core {
     use super::log::{log, log_sink, log_stop, log_to_python, log_to_stderr, log_to_syslog};
     #[pymodule_export]
     use super::memory::GuestMemory;
+    #[pymodule_export]
+    use super::mmio::Mmio;
     #[pymodule_export]
     use super::mount::{Connection, Tether, fuse_mount, fuse_save, fuse_unmount};
     #[pymodule_export]
