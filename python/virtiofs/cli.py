@@ -9,7 +9,8 @@ import sys
 from collections.abc import Callable, Sequence
 
 from . import _core, compat, confined, options, qemu, sandbox
-from .config import Config, find, level, names_class
+from .classes import find, names_class
+from .config import Config, level
 from .errors import ConfigError, hinted, one_line
 from .filesystem import FileSystem
 from .host import raise_open_files

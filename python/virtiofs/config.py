@@ -1,14 +1,13 @@
 """The settings of a daemon: its shares, and what holds for all of them. The only place that reads the environment."""
 
-import importlib
 import os
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final, Literal, cast
 
 from ._core import VersionTable
 from .cache import AUTO, Cache
+from .classes import find, made
 from .errors import ConfigError, hinted, one_line
 from .filesystem import FileSystem
 from .host import MOST_NODES, inode_watches
@@ -23,7 +22,6 @@ LEVELS: Final = ("off", "error", "warn", "info", "debug", "trace")
 """What is logged: this and all before it."""
 
 _FIRST_INHERITED_FD: Final = 3  # SD_LISTEN_FDS_START of sd_listen_fds(3)
-_CLASS: Final = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,7 +166,7 @@ class Share:
             settings = {name: getattr(self, name) for name in SETTINGS}
             if (table := table or self.version_table()) is not None:
                 settings["version_table"] = table
-            return _made(make, self.fs, self.directory, self.cache, **settings, **self.arguments)
+            return made(make, self.fs, self.directory, self.cache, **settings, **self.arguments)
         default = Share()
         for name in ("directory", "cache", *SETTINGS):
             if getattr(self, name) != getattr(default, name):
@@ -176,10 +174,10 @@ class Share:
                     ConfigError(f"{self.fs} shares no directory of this host and takes no {name}"),
                     "give it what it takes as arguments",
                 )
-        made = _made(make, self.fs, **self.arguments)
+        fs = made(make, self.fs, **self.arguments)
         if (table := table or self.version_table()) is not None:
-            made.version_table = table
-        return made
+            fs.version_table = table
+        return fs
 
     def server(self, table: VersionTable | None = None) -> Server:
         """Returns the server of the share, not started; `table` as in `filesystem`."""
@@ -356,45 +354,6 @@ def level(name: str) -> Literal["off", "error", "warn", "info", "debug", "trace"
     if called not in LEVELS:
         raise ConfigError(f"unknown log level {name!r}: choose one of {', '.join(LEVELS)}")
     return cast(Literal["off", "error", "warn", "info", "debug", "trace"], called)
-
-
-def find(name: str) -> Callable[..., object]:
-    """Returns the class or function that is called `name`, as ``module:Class``.
-
-    Raises:
-        ConfigError: There is none.
-    """
-    if not names_class(name):
-        raise hinted(ConfigError(f"{name!r} names no class"), "write module:Class")
-    module, _, path = name.partition(":")
-    try:
-        found: Any = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise hinted(ConfigError(f"{name}: {error}"), "set PYTHONPATH to where it is, or install it") from error
-    for part in path.split("."):
-        try:
-            found = getattr(found, part)
-        except AttributeError:
-            raise ConfigError(f"{name}: {module} has no {part!r}") from None
-    if not callable(found):
-        raise hinted(ConfigError(f"{name} is not a class"), "name one, or a function that makes a file system")
-    return cast(Callable[..., object], found)
-
-
-def names_class(name: str) -> bool:
-    """Whether `name` looks like ``module:Class``."""
-    return _CLASS.fullmatch(name) is not None
-
-
-def _made(make: Callable[..., object], name: str | None, *arguments: object, **keywords: object) -> FileSystem:
-    """Calls `make` and checks what comes."""
-    try:
-        made = make(*arguments, **keywords)
-    except TypeError as error:
-        raise ConfigError(f"{name}: {error}") from error
-    if not isinstance(made, FileSystem):
-        raise ConfigError(f"{name} makes no file system, but {type(made).__name__}")
-    return made
 
 
 def inherited_fd() -> int | None:

@@ -9,7 +9,8 @@ from dataclasses import fields
 from typing import Any, Final, Literal, Union, get_args, get_origin, get_type_hints
 
 from . import cache, xattrmap
-from .config import Config, Share, find, level
+from .classes import find
+from .config import Config, Share, level
 from .errors import ConfigError, hinted, one_line
 from .ids import translation
 from .policy import Policy, Rule

@@ -8,7 +8,8 @@ from dataclasses import replace
 from typing import Any, Final, Never
 
 from . import cache, compat, xattrmap
-from .config import Config, Share, inherited_fd, names_class
+from .classes import names_class
+from .config import Config, Share, inherited_fd
 from .errors import ConfigError, hinted
 from .mounts import FLAGS
 from .server import default_request_queues
