@@ -11,10 +11,9 @@ from typing import Any, Final, Literal, Self
 
 from . import _core, dax, running, saved
 from ._core import GuestMemory, Workers
-from .errors import ConfigError
 from .filesystem import FileSystem
 from .queues import Descriptor, Interrupt, Queue, as_descriptor, as_interrupt
-from .server import check_tag
+from .server import check_device
 from .types import DeviceStats, InFlight, Lost
 
 DEVICE_ID: Final = 26
@@ -86,11 +85,7 @@ class Device:
         workers: Workers | None = None,
         dax_window: int | str = 0,
     ) -> None:
-        check_tag(tag)
-        if not 1 <= request_queues <= _core.MAX_REQUEST_QUEUES:
-            raise ConfigError(f"request queues are 1 to {_core.MAX_REQUEST_QUEUES}, not {request_queues}")
-        if not 1 <= slow_threads <= 1024:
-            raise ConfigError(f"threads for slow requests are 1 to 1024, not {slow_threads}")
+        check_device(tag, request_queues, slow_threads)
         self.fs: Final = fs
         self.tag: Final = tag
         self.memory: Final = memory

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import select
 import stat
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -13,7 +12,7 @@ from .errors import ConfigError, hinted
 from .filesystem import FileSystem
 from .host import has_capability
 from .mountpoint import Guard, Mounted, dead, fusermount, inside, mounted_at, unmounting
-from .signals import Waitable, until_signal
+from .signals import Waitable, ended, until_signal
 from .types import InFlight, Stats
 
 FLAGS: Final = {"ro": 1, "nosuid": 2, "nodev": 4, "noexec": 8, "noatime": 1024}
@@ -137,11 +136,7 @@ class Mount:
         Returns:
             Whether it has ended. True as well when it never started.
         """
-        if self._native is None:
-            return True
-        poll = select.poll()
-        poll.register(self._native, select.POLLIN)
-        return bool(poll.poll(None if timeout is None else timeout * 1000))
+        return True if self._native is None else ended(self._native, timeout)
 
     def fileno(self) -> int:
         """Returns a descriptor that becomes readable when the mount has ended, for poll(2) and event loops.

@@ -2,7 +2,6 @@
 
 import os
 import platform
-import select
 import shlex
 import socket as _sockets
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from .filesystem import FileSystem
 from .listener import Listener, adopt
 from .plan import explain
 from .qemu import PROGRAM, WINDOW_DEVICE
-from .signals import Waitable, until_signal
+from .signals import Waitable, ended, until_signal
 from .types import InFlight, Stats
 
 TAG_MAX: Final = 36
@@ -78,15 +77,11 @@ class Server:
             raise hinted(
                 ConfigError("a server needs one socket"), "give a path for it to be made, or a descriptor to take over"
             )
-        check_tag(tag)
         if request_queues is None:
             request_queues = default_request_queues()
-        if not 1 <= request_queues <= _core.MAX_REQUEST_QUEUES:
-            raise ConfigError(f"request queues are 1 to {_core.MAX_REQUEST_QUEUES}, not {request_queues}")
+        check_device(tag, request_queues, slow_threads)
         if not 0 <= socket_mode <= 0o777:
             raise ConfigError(f"permission bits are 0 to 0777, not {socket_mode:#o}")
-        if not 1 <= slow_threads <= 1024:
-            raise ConfigError(f"threads for slow requests are 1 to 1024, not {slow_threads}")
         if not 0 <= reconnect_timeout <= 86_400:
             raise ConfigError(f"a lost connection is waited for 0 to 86400 seconds, not {reconnect_timeout}")
         if migration_on_error not in ("abort", "guest-error"):
@@ -204,11 +199,7 @@ class Server:
         Returns:
             Whether it has ended. True as well when it never started.
         """
-        if self._daemon is None:
-            return True
-        poll = select.poll()
-        poll.register(self._daemon, select.POLLIN)
-        return bool(poll.poll(None if timeout is None else timeout * 1000))
+        return True if self._daemon is None else ended(self._daemon, timeout)
 
     def fileno(self) -> int:
         """Returns a descriptor that becomes readable when the server has ended, for poll(2) and event loops.
@@ -315,17 +306,21 @@ def serve(
     return Server(fs, socket=socket, tag=tag, request_queues=request_queues, once=once).start()
 
 
-def check_tag(tag: str) -> None:
-    """Checks that guests can mount by `tag`.
+def check_device(tag: str, request_queues: int, slow_threads: int) -> None:
+    """Checks that guests can mount by `tag`, and that there are neither too few queues and threads nor too many.
 
     Raises:
-        ConfigError: They cannot.
+        ConfigError: It is not so.
     """
     length = len(tag.encode(errors="surrogateescape"))
     if not 0 < length <= TAG_MAX:
         raise hinted(ConfigError(f"a tag has 1 to {TAG_MAX} bytes, this one has {length}: {tag!r}"), "set another tag")
     if "\n" in tag or "\0" in tag:
         raise hinted(ConfigError(f"a tag has no newline and no NUL: {tag!r}"), "set another tag")
+    if not 1 <= request_queues <= _core.MAX_REQUEST_QUEUES:
+        raise ConfigError(f"request queues are 1 to {_core.MAX_REQUEST_QUEUES}, not {request_queues}")
+    if not 1 <= slow_threads <= 1024:
+        raise ConfigError(f"threads for slow requests are 1 to 1024, not {slow_threads}")
 
 
 def default_request_queues() -> int:

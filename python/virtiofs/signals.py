@@ -17,6 +17,13 @@ class Waitable(Protocol):
         """Returns the descriptor."""
 
 
+def ended(served: Waitable, timeout: float | None) -> bool:
+    """Waits until it has ended, for so many seconds at most, and says whether it has. Signals are handled meanwhile."""
+    poll = select.poll()
+    poll.register(served, select.POLLIN)
+    return bool(poll.poll(None if timeout is None else timeout * 1000))
+
+
 def until_signal(start: Callable[[], Iterable[Waitable]]) -> int | None:
     """Serves until SIGTERM, SIGINT or SIGHUP comes or all that is served ended by itself. Only for the main thread.
 
