@@ -40,6 +40,7 @@ the guest; the server goes on.
 **Threads**: one at a time, unless the class says `lanes`. A method may be ``async def``: then others are called while it
 awaits.
 """
+# Over 400 lines, since it is one method with its documentation for each of 40 operations.
 
 import errno
 import os

@@ -1,4 +1,6 @@
 //! One request on its way through the table: arguments in, operation, reply out.
+//!
+//! Over 400 lines, since it is a few lines for each operation.
 
 use std::sync::Arc;
 

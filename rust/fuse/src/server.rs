@@ -1,5 +1,7 @@
 //! From a message to a call, and from its result to a reply.
 
+mod begin;
+
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -14,8 +16,8 @@ use crate::lane::by_backing;
 use crate::op::{OPCODES, Opcode, Operation, ReplyForm};
 use crate::wire::*;
 use crate::{
-    Context, DirBuffer, Error, FileSystem, Held, Lane, Limits, Malformed, Mappable, Message, Metrics, Negotiated,
-    Result, Route, Routes, Settle, Wait, Window,
+    Context, DirBuffer, Error, FileSystem, Held, Lane, Limits, Malformed, Message, Metrics, Negotiated, Result, Route,
+    Routes, Settle, Wait, Window,
 };
 
 pub(crate) const HEADER: usize = size_of::<OutHeader>();
@@ -340,63 +342,6 @@ impl Server {
 
     pub(crate) fn has(&self, flag: u64) -> bool {
         self.flags.load(Relaxed) & flag != 0
-    }
-
-    pub(crate) fn init(&self, call: &mut Call<'_>) -> Result<usize> {
-        let compat: InitInCompat = call.arguments()?;
-        let mut request = InitIn::new_zeroed();
-        (request.major, request.minor) = (compat.major, compat.minor);
-        (request.max_readahead, request.flags) = (compat.max_readahead, compat.flags);
-        if call.message.remaining() >= size_of::<InitIn>() - size_of::<InitInCompat>() {
-            request.flags2 = call.take()?;
-        }
-        let mut session = self.session.lock();
-        self.end(&mut session);
-        let (negotiated, out) = self.limits.answer(&request, self.begin_window(&request)?).inspect_err(|_| {
-            tracing::error!(
-                major = request.major,
-                minor = request.minor,
-                "the guest's FUSE is too old: use Linux 5.4 or newer"
-            );
-        })?;
-        if negotiated != Negotiated::default() {
-            self.fs.init(&negotiated);
-            if let Some(lane) = &self.lane {
-                lane.fs().init(&negotiated);
-            }
-            *session = negotiated;
-            self.flags.store(negotiated.flags, Relaxed);
-            self.initialized.store(true, Relaxed);
-            tracing::info!(
-                minor = negotiated.minor,
-                flags = format_args!("{:#x}", negotiated.flags),
-                max_write = negotiated.max_write,
-                "session begins"
-            );
-        }
-        call.reply(&out)
-    }
-}
-
-impl Server {
-    /// What the window can do for a guest that wants to use it.
-    ///
-    /// A guest mounted with `dax=always` maps every file, whatever we say (`fuse_should_enable_dax`, `fs/fuse/dax.c`): without
-    /// [`init::HAS_INODE_DAX`] among what it offers. Where nothing can be mapped its files could not be read, so its session is refused.
-    fn begin_window(&self, request: &InitIn) -> Result<Option<Mappable>> {
-        let offers = u64::from(request.flags) | u64::from(request.flags2) << 32;
-        let Some(window) = self.window() else { return Ok(None) };
-        window.show()?;
-        if offers & self.limits.want & init::MAP_ALIGNMENT == 0 {
-            return Ok(None);
-        }
-        let mappable = window.begin()?;
-        let maps_all = offers & init::HAS_INODE_DAX == 0;
-        if maps_all && !mappable.is_some_and(|mappable| mappable.read_only || !self.fs.read_only()) {
-            tracing::error!("the guest mounts with dax=always, and not all of its files can be mapped: use dax=inode");
-            return Err(Error::Errno(libc::EOPNOTSUPP));
-        }
-        Ok(mappable)
     }
 }
 
