@@ -94,15 +94,16 @@ impl Aside {
         }
     }
 
-    /// Serves what waits there, unless somebody else is at it. Where something came since the last look, more will: no kicks for it.
-    pub(crate) fn look(&mut self, request: &mut Request, scratch: &mut Scratch) {
+    /// Serves what waits there, unless somebody else is at it, and answers whether that was anything. Where something came since the last
+    /// look, more will: no kicks for it.
+    pub(crate) fn look(&mut self, request: &mut Request, scratch: &mut Scratch) -> bool {
         self.requests = 0;
-        if let Some(mut place) = self.place.0.try_lock()
-            && let Some(Sitting { worker, memory }) = &mut *place
-        {
-            self.hushed |= worker.serve_aside(memory, self.position, request, scratch);
-            self.position = worker.position();
-        }
+        let Some(mut place) = self.place.0.try_lock() else { return false };
+        let Some(Sitting { worker, memory }) = &mut *place else { return false };
+        let before = worker.position();
+        self.hushed |= worker.serve_aside(memory, self.position, request, scratch);
+        self.position = worker.position();
+        self.position != before
     }
 
     /// The thread is going to sleep: from now on kicks are needed again.

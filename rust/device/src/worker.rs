@@ -226,13 +226,8 @@ impl Worker {
             if popped != Popped::Request || request.0.room().max(request.0.unread()) >= LONG {
                 self.tell();
             }
-            if popped == Popped::Nothing
-                && let Some(aside) = &mut self.aside
-            {
-                aside.look(request, scratch);
-            }
             match popped {
-                Popped::Nothing if !self.is_ahead() && self.spin.look(|| self.available.waits(memory))? => {}
+                Popped::Nothing if !self.is_ahead() && self.look(memory, request, scratch)? => {}
                 Popped::Nothing => return Ok(Ended::Empty),
                 Popped::Malformed { head } => {
                     self.server.metrics().malformed_request();
@@ -274,6 +269,15 @@ impl Worker {
         }
         scratch.finish();
         Ok(Ended::Turn)
+    }
+
+    /// Looks for more, as long as that may pay: the next request, or FORGETs, for which a driver may wait that has no room for others.
+    fn look(&mut self, memory: &Memory, request: &mut Request, scratch: &mut Scratch) -> Result<bool, RingError> {
+        let Worker { spin, available, aside, .. } = self;
+        spin.look(|| {
+            let aside = aside.as_mut().is_some_and(|aside| aside.look(request, scratch));
+            Ok(aside || available.waits(memory)?)
+        })
     }
 
     /// So much waits for a lane that to look for more only takes the processor from it: replies come several at a time, and one kick
