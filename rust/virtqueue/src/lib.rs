@@ -7,6 +7,7 @@
 
 mod access;
 mod ahead;
+mod area;
 mod chain;
 mod descriptors;
 mod event;

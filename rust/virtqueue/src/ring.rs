@@ -1,21 +1,17 @@
-// UNSAFETY: the ring lies in guest memory, which the guest changes at will; no Rust reference into it may exist, so it is reached
-// through pointers. Each access is atomic and inside of the ring.
-#![allow(unsafe_code)]
-
 //! A split virtqueue in two halves: one takes work, one completes it.
 //!
 //! Both halves lie over the same ring. The first has only its available side, the second only its used side, so that the thread that
 //! takes requests needs no lock, and completions may come from any thread that holds one on the other half.
 //!
-//! rust-vmm's `virtio_queue::Queue` finds the region of the ring anew for each access: six times for a request, a quarter of the
-//! instructions of a short one. Here it is found once for each table of memory.
+//! Where its parts lie is found once for each table of memory (`area.rs`).
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, AtomicU32, Ordering, fence};
+use std::sync::atomic::{Ordering, fence};
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
+use vm_memory::GuestMemoryError;
 
 use crate::ahead::Ahead;
+use crate::area::Area;
 use crate::descriptors::{DESCRIPTOR, resolve};
 use crate::{Chain, Inflight, Memory};
 
@@ -63,101 +59,6 @@ const ENTRIES: usize = 4;
 /// Bytes of an entry of the available ring, and of the used ring.
 const AVAIL_ENTRY: usize = 2;
 const USED_ENTRY: usize = 8;
-
-/// One part of a ring in guest memory.
-#[derive(Debug)]
-struct Area {
-    address: u64,
-    len: usize,
-    align: usize,
-    /// The table of memory that was looked at last.
-    seen: u64,
-    /// Where that has the whole part, aligned as it must be; null where it is not in one piece.
-    host: *mut u8,
-}
-
-// SAFETY: the pointer is followed only beside a borrow of the memory that it leads into, which belongs to no thread.
-unsafe impl Send for Area {}
-// SAFETY: as above; through a shared reference there are only atomic accesses.
-unsafe impl Sync for Area {}
-
-impl Area {
-    /// A part of so many bytes, or `None` where that is no guest memory, or misaligned.
-    fn new(memory: &Memory, address: u64, len: usize, align: usize) -> Option<Area> {
-        memory.check(address, len).ok()?;
-        let mut area = Area { address, len, align, seen: 0, host: std::ptr::null_mut() };
-        area.see(memory);
-        address.is_multiple_of(align as u64).then_some(area)
-    }
-
-    /// Finds the part in `memory`, once for each table of it.
-    #[inline]
-    fn see(&mut self, memory: &Memory) {
-        if self.seen != memory.id() {
-            self.find(memory);
-        }
-    }
-
-    #[cold]
-    fn find(&mut self, memory: &Memory) {
-        let whole = memory.place(self.address).and_then(|place| place.host(self.address));
-        let whole = whole.filter(|(host, len)| *len >= self.len && host.addr().is_multiple_of(self.align));
-        self.host = whole.map_or(std::ptr::null_mut(), |(host, _)| host);
-        self.seen = memory.id();
-    }
-
-    /// Where `len` bytes from `offset` on are mapped, if that is known; then `memory` keeps them mapped.
-    #[inline]
-    fn host(&self, memory: &Memory, offset: usize, len: usize) -> Option<*mut u8> {
-        let known = self.seen == memory.id() && !self.host.is_null() && offset <= self.len && len <= self.len - offset;
-        known.then(|| self.host.wrapping_add(offset))
-    }
-
-    fn address(&self, offset: usize) -> GuestAddress {
-        GuestAddress(self.address.saturating_add(offset as u64))
-    }
-
-    #[inline]
-    fn load(&self, memory: &Memory, offset: usize, order: Ordering) -> Result<u16, RingError> {
-        let value = match self.host(memory, offset, size_of::<u16>()) {
-            // SAFETY: `host` answers for two bytes that lie in a mapping of `memory`, which is borrowed: the memory that was looked at has
-            // the same id, so the same regions at the same places. They are aligned, since the part and `offset` are, and everybody on this
-            // side of the guest accesses them atomically.
-            Some(host) => unsafe { AtomicU16::from_ptr(host.cast()) }.load(order),
-            None => memory.map().load(self.address(offset), order)?,
-        };
-        Ok(u16::from_le(value))
-    }
-
-    #[inline]
-    fn store(&self, memory: &Memory, offset: usize, value: u16, order: Ordering) -> Result<(), RingError> {
-        match self.host(memory, offset, size_of::<u16>()) {
-            // SAFETY: as in `load`; all guest memory is mapped for writing.
-            Some(host) => unsafe { AtomicU16::from_ptr(host.cast()) }.store(value.to_le(), order),
-            None => memory.map().store(value.to_le(), self.address(offset), order)?,
-        }
-        Ok(())
-    }
-
-    #[inline]
-    fn store_pair(&self, memory: &Memory, offset: usize, pair: [u32; 2]) -> Result<(), RingError> {
-        match self.host(memory, offset, size_of_val(&pair)) {
-            Some(host) => {
-                for (at, value) in pair.into_iter().enumerate() {
-                    // SAFETY: as in `load`, for eight bytes that are aligned to four.
-                    let place = unsafe { AtomicU32::from_ptr(host.cast::<u32>().wrapping_add(at)) };
-                    place.store(value.to_le(), Ordering::Relaxed);
-                }
-            }
-            None => {
-                for (at, value) in pair.into_iter().enumerate() {
-                    memory.map().store(value.to_le(), self.address(offset + 4 * at), Ordering::Relaxed)?;
-                }
-            }
-        }
-        Ok(())
-    }
-}
 
 /// What both halves know of the ring.
 #[derive(Debug)]

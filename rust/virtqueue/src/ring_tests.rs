@@ -1,6 +1,8 @@
 //! Rings that are honest, broken, and in memory that changes.
 
 use super::*;
+use vm_memory::{Bytes, GuestAddress};
+
 use crate::memory::tests::region;
 use virtio_queue::desc::RawDescriptor;
 use virtio_queue::desc::split::Descriptor;
