@@ -1,9 +1,9 @@
 //! The hiprio queue, served on the way by whoever is awake.
 //!
-//! What comes there are FORGETs, on which nobody waits. A thread of its own that is woken for each of them costs more than they do: the driver
-//! pays for the kick, a processor for two switches, and the counts of the nodes go from one processor to the other and back. So a
-//! thread that has requests to serve takes the FORGETs along, and asks for no kicks there while it is awake; the queue's own thread has
-//! them while all others sleep.
+//! What honest drivers send there are FORGETs, on which nobody waits. A thread of its own that is woken for each of them costs more than they
+//! do: the driver pays for the kick, a processor for two switches, and the counts of the nodes go from one processor to the other and
+//! back. So a thread that has requests to serve takes the FORGETs along, and asks for no kicks there while it is awake; the queue's own
+//! thread has them while all others sleep. Whoever goes to sleep, or stops, asks for kicks again, and waits for nobody to do so.
 
 use std::sync::Arc;
 
@@ -12,6 +12,7 @@ use virtiofs_fuse::Scratch;
 use virtiofs_virtqueue::{Available, Memory, Waiter};
 
 use crate::request::Request;
+use crate::running::Control;
 use crate::worker::{Turn, Worker};
 
 /// Requests after which a busy thread looks at the hiprio queue.
@@ -19,7 +20,11 @@ const EVERY: u8 = 16;
 
 /// The hiprio queue's place, where all threads of a device find it while it runs.
 #[derive(Debug, Default)]
-pub(crate) struct Place(Mutex<Option<Sitting>>);
+pub(crate) struct Place {
+    sitting: Mutex<Option<Sitting>>,
+    /// How the queue's own thread is reached while somebody else serves the queue.
+    control: Mutex<Option<Arc<Control>>>,
+}
 
 #[derive(Debug)]
 struct Sitting {
@@ -32,7 +37,8 @@ impl Place {
     pub(crate) fn run(&self, worker: Worker, waiter: &Waiter) -> Option<Available> {
         let control = Arc::clone(worker.control());
         let memory = worker.memory();
-        *self.0.lock() = Some(Sitting { worker, memory });
+        *self.control.lock() = Some(Arc::clone(&control));
+        *self.sitting.lock() = Some(Sitting { worker, memory });
         let (mut request, mut scratch) = (Request::default(), Scratch::default());
         while !control.stops() {
             if self.serve(&mut request, &mut scratch) == Turn::More {
@@ -43,25 +49,33 @@ impl Place {
             if !control.wait(waiter) {
                 break;
             }
-            if let Some(sitting) = &mut *self.0.lock() {
+            if let Some(sitting) = &mut *self.sitting.lock() {
                 sitting.worker.refresh(&mut sitting.memory);
             }
         }
-        self.0.lock().take().map(|sitting| sitting.worker.into_available())
+        *self.control.lock() = None;
+        let Sitting { mut worker, memory } = self.sitting.lock().take()?;
+        // The ring is left as others may expect it who go on with it.
+        worker.ask_for_kicks(&memory);
+        Some(worker.into_available())
     }
 
-    /// Serves what waits there, or leaves it to the queue's own thread if that is much, and asks for kicks.
+    /// Serves what waits there and asks for kicks; what is much, or in the hands of somebody else, is left to the queue's own thread.
     fn hand_back(&self, request: &mut Request, scratch: &mut Scratch) {
-        let mut place = self.0.lock();
-        let Some(Sitting { worker, memory }) = &mut *place else { return };
-        if worker.serve_while(memory, request, scratch) == Turn::More {
-            worker.control().event.signal();
+        if let Some(mut place) = self.sitting.try_lock() {
+            let Some(Sitting { worker, memory }) = &mut *place else { return };
+            if worker.serve_while(memory, request, scratch) == Turn::Idle {
+                return;
+            }
+        }
+        if let Some(control) = &*self.control.lock() {
+            control.event.signal();
         }
     }
 
     /// Serves what waits there, and asks for kicks.
     fn serve(&self, request: &mut Request, scratch: &mut Scratch) -> Turn {
-        match &mut *self.0.lock() {
+        match &mut *self.sitting.lock() {
             Some(sitting) => sitting.worker.serve_while(&mut sitting.memory, request, scratch),
             None => Turn::Idle,
         }
@@ -85,20 +99,18 @@ impl Aside {
         Aside { place: Arc::clone(place), requests: 0, position: 0, hushed: false }
     }
 
-    /// One more request was served: it may be time to look.
+    /// One more request was served: whether it is time to look.
     #[inline]
-    pub(crate) fn count(&mut self, request: &mut Request, scratch: &mut Scratch) {
+    pub(crate) fn is_due(&mut self) -> bool {
         self.requests += 1;
-        if self.requests >= EVERY {
-            self.look(request, scratch);
-        }
+        self.requests >= EVERY
     }
 
     /// Serves what waits there, unless somebody else is at it, and answers whether that was anything. Where something came since the last
     /// look, more will: no kicks for it.
     pub(crate) fn look(&mut self, request: &mut Request, scratch: &mut Scratch) -> bool {
         self.requests = 0;
-        let Some(mut place) = self.place.0.try_lock() else { return false };
+        let Some(mut place) = self.place.sitting.try_lock() else { return false };
         let Some(Sitting { worker, memory }) = &mut *place else { return false };
         let before = worker.position();
         self.hushed |= worker.serve_aside(memory, self.position, request, scratch);

@@ -158,6 +158,12 @@ impl Worker {
         true
     }
 
+    /// Asks for kicks again, where the driver was told that none are needed.
+    pub(crate) fn ask_for_kicks(&mut self, memory: &Memory) {
+        // Of a ring that cannot be written nobody asks for anything.
+        let _ = self.available.arm(memory);
+    }
+
     /// The ring, with what was not taken from it.
     pub(crate) fn into_available(self) -> Available {
         self.available
@@ -201,13 +207,13 @@ impl Worker {
         self.available.disarm(memory)?;
         let served = self.serve_waiting(memory, request, scratch);
         self.tell();
+        if !matches!(served, Ok(Ended::Turn))
+            && let Some(aside) = &mut self.aside
+        {
+            aside.leave(request, scratch);
+        }
         match served? {
-            Ended::Empty => {
-                if let Some(aside) = &mut self.aside {
-                    aside.leave(request, scratch);
-                }
-                self.available.arm(memory)
-            }
+            Ended::Empty => self.available.arm(memory),
             Ended::Turn => Ok(true),
             Ended::Halted => Ok(false),
         }
@@ -263,8 +269,10 @@ impl Worker {
                 scratch.finish();
                 return Ok(Ended::Empty);
             }
-            if let Some(aside) = &mut self.aside {
-                aside.count(request, scratch);
+            if self.aside.as_mut().is_some_and(Aside::is_due) {
+                // What is done need not wait for that.
+                self.tell();
+                self.aside.as_mut().map(|aside| aside.look(request, scratch));
             }
         }
         scratch.finish();

@@ -247,7 +247,7 @@ fn long_reads_at_once_are_each_answered_with_their_own_data() {
 }
 
 /// FORGETs are taken by a thread that serves requests as long as that is awake, and by the hiprio queue's own when it sleeps: whichever it is,
-/// none stays behind, and a queue that is stopped meanwhile goes on.
+/// none stays behind.
 #[test]
 fn forgets_are_taken_beside_requests_and_without_them() {
     for (queues, event_idx) in [(1, true), (1, false), (2, true), (2, false)] {
