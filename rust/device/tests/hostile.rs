@@ -4,6 +4,7 @@ use std::fs;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use tempfile::TempDir;
@@ -23,13 +24,17 @@ struct Share {
 
 impl Share {
     fn new() -> Share {
+        Share::of(1)
+    }
+
+    fn of(request_queues: u16) -> Share {
         let (dir, run) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         fs::write(dir.path().join("file"), [7; 10_000]).unwrap();
         let config = virtiofs_hostdir::Config { root: dir.path().into(), xattr: true, ..Default::default() };
         let fs = Arc::new(HostDir::sharing(config, Arc::default()).unwrap());
         let server = Arc::new(Server::new(fs, Limits::default()));
         let source = Source::Listening(UnixListener::bind(run.path().join("s")).unwrap());
-        let identity = Identity::new("share", 1).unwrap();
+        let identity = Identity::new("share", request_queues).unwrap();
         let daemon = Daemon::start(
             server,
             source,
@@ -440,4 +445,46 @@ fn memory_that_is_taken_away_under_way_costs_requests_and_nothing_else() {
     guest.client().vanish();
     drop(guest);
     share.check("a guest that vanished with memory added");
+}
+
+/// The thread that serves the broken ring may just have taken FORGETs along, of which the driver then tells nobody.
+#[test]
+fn a_ring_that_breaks_leaves_no_forgets_behind() {
+    let share = Share::of(2);
+    for round in 0..40 {
+        let options = Options { timeout: PATIENCE, regions: 2, request_queues: 2, ..Options::default() };
+        let guest = Guest::connect(&share.run.path().join("s"), options).unwrap();
+        let client = guest.client();
+        let mut raw = client.raw_queue(1).unwrap();
+        let (at, reply) = (raw.buffer(4096).unwrap(), raw.buffer(4096).unwrap());
+        client.memory().write(at, &request(Opcode::Getattr as u32, 56)).unwrap();
+        raw.set_chain(0, &[(at, 56, false), (reply, 120, true)]).unwrap();
+        let (over, forgotten) = (AtomicBool::new(false), AtomicU32::new(0));
+        std::thread::scope(|scope| {
+            let honest = scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    guest.stat("file").unwrap();
+                    // Fails if the FORGET is not taken in time.
+                    guest.drop_caches().unwrap();
+                    forgotten.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+            // Busy until FORGETs were taken beside requests.
+            while forgotten.load(Ordering::Relaxed) < 20 + round && !honest.is_finished() {
+                raw.offer(0);
+                raw.kick().unwrap();
+                assert_eq!(raw.returned(1, PATIENCE).unwrap(), [(0, 120)]);
+            }
+            raw.set_available_index(40_000).unwrap();
+            raw.kick().unwrap();
+            let before = forgotten.load(Ordering::Relaxed);
+            while forgotten.load(Ordering::Relaxed) < before + 2 && !honest.is_finished() {
+                std::thread::yield_now();
+            }
+            over.store(true, Ordering::Relaxed);
+        });
+        drop(raw);
+        guest.client().vanish();
+    }
+    share.check("rings that broke");
 }
