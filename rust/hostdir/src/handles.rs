@@ -161,7 +161,7 @@ impl<H> Handles<H> {
     }
 
     pub(crate) fn clear(&self) {
-        _ = self.table.clear();
+        self.table.clear();
     }
 
     pub(crate) fn len(&self) -> usize {

@@ -95,7 +95,7 @@ impl Inodes {
         self.pins.keep_removed.store(keep, Ordering::Relaxed);
     }
 
-    /// Keeps the descriptors of nodes below their limit. Not to be called with a shard locked.
+    /// Keeps the descriptors of nodes below their limit. Not to be called with a part of the table locked.
     fn shrink(&self) {
         self.pins.shrink(|id| self.nodes.by_id(id).map(|inode| (inode.key.mount, inode)));
     }
@@ -114,15 +114,16 @@ impl Inodes {
         self.pins.held()
     }
 
-    /// The node of a host inode, counted once more, if it is in the table.
+    /// The node of a host inode, counted once more, if it is in the table. Waits while the node is being opened, and with nothing locked: others
+    /// whose nodes are in the same part do not wait along.
     pub(crate) fn find_and_count(&self, status: &Status) -> Option<Arc<Inode>> {
-        self.nodes.by_key(status.key(), |inode| inode.pin.is_proven(status.born()) && inode.count())
+        self.find(status.key()).filter(|inode| inode.pin.is_proven(status.born()) && inode.count())
     }
 
     /// The node of an inode that was just seen as `name` in `dir`, on the same mount and device, counted once more: the one in the table, or
-    /// a new one that is held by this. `None` where the node in the table is proven by more than a time of birth.
+    /// a new one that is held by this. `None` where the node in the table is proven by more than a time of birth, or is being opened.
     ///
-    /// What most lookups and listings end in: one look at the table, under one lock.
+    /// What most lookups and listings end in: one look at the table, under one lock, and no wait.
     pub(crate) fn enter_seen(
         &self,
         dir: &Arc<Inode>,
@@ -151,7 +152,7 @@ impl Inodes {
 
     /// The node of a key, which may be another inode's that had the number before.
     pub(crate) fn find(&self, key: Key) -> Option<Arc<Inode>> {
-        self.nodes.by_key(key, |_| true)
+        self.nodes.by_key(key)
     }
 
     /// Refuses a node more than the guest may have. Before something is made that will be one.
@@ -165,7 +166,7 @@ impl Inodes {
         if let Hold::Fd(_) = new.hold {
             self.pins.bounds.room()?;
         }
-        let (inode, more) = self.enter_locked(key, new);
+        let (inode, more) = self.enter_or_match(key, new);
         if more && inode.pin.holds_fd() {
             self.pins.enqueue(inode.id);
             if inode.is_directory() {
@@ -177,26 +178,32 @@ impl Inodes {
     }
 
     /// As [`Inodes::enter`]; tells also whether a descriptor more may be held now.
-    fn enter_locked(&self, key: Key, mut new: NewInode) -> (Arc<Inode>, bool) {
-        let mut entering = self.nodes.enter(key);
-        let mut ended = None;
-        if let Some(there) = entering.there().map(Arc::clone) {
-            if there.count() {
-                match there.pin.matches(new.hold, new.born, &self.pins, key) {
-                    Matched::Yes => return (there, false),
-                    Matched::YesWithIt => return (there, true),
-                    // The host gave the number of a file that is gone to a new one.
-                    Matched::No(hold) => new.hold = hold,
+    ///
+    /// A node that is there already is compared with `new` while nothing is locked, since that asks the host. Only who finds the same node there
+    /// again puts another in its place, so that an inode never has two.
+    fn enter_or_match(&self, key: Key, mut new: NewInode) -> (Arc<Inode>, bool) {
+        let mut other: Option<Arc<Inode>> = None;
+        loop {
+            let mut entering = self.nodes.enter(key);
+            if let Some(there) = entering.there().map(Arc::clone) {
+                let is_other = other.as_ref().is_some_and(|other| Arc::ptr_eq(other, &there));
+                if !is_other && there.count() {
+                    drop(entering);
+                    match there.pin.matches(new.hold, new.born, &self.pins, key) {
+                        Matched::Yes => return (there, false),
+                        Matched::YesWithIt => return (there, true),
+                        // The host gave the number of a file that is gone to a new one.
+                        Matched::No(hold) => new.hold = hold,
+                    }
+                    self.forget_inode(&there, 1);
+                    other = Some(there);
+                    continue;
                 }
-                ended = there.uncount(1).then_some(there.id);
+                // Or its last lookup was taken back a moment ago; whoever did that leaves the newcomer alone.
+                entering.take_key(&there);
             }
-            // Or its last lookup was taken back a moment ago; whoever did that leaves the newcomer alone.
-            entering.take_key(&there);
+            return (self.put(&mut entering, key, new), true);
         }
-        let inode = self.put(&mut entering, key, new);
-        drop(entering);
-        ended.map(|id| self.nodes.take(id, |_| true));
-        (inode, true)
     }
 
     /// A new node, with an id that was never given before, so that every node is of generation 0 for ever. With a version table its slot is in
@@ -259,7 +266,8 @@ impl Inodes {
 
     /// As [`Inodes::forget`], with the node at hand.
     pub(crate) fn forget_inode(&self, inode: &Inode, nlookup: u64) -> bool {
-        inode.uncount(nlookup) && self.nodes.take(inode.id, |_| true).is_some()
+        // After an end of the session its id may be another node's, of the session that goes on here.
+        inode.uncount(nlookup) && self.nodes.take(inode.id, |there| std::ptr::eq(there, inode)).is_some()
     }
 
     /// Forgets all nodes but the root. Ids go on from where they were.
@@ -289,3 +297,7 @@ fn slots(versions: Option<&Table>) -> u64 {
 fn slot(versions: Option<&Table>, key: Key) -> u64 {
     versions.map_or(0, |table| table.slot(key.device, key.ino))
 }
+
+#[cfg(test)]
+#[path = "inodes_tests.rs"]
+mod tests;

@@ -82,11 +82,10 @@ impl Parts {
         self.of_id(id).read().by_id.find(hash, |inode| inode.id == id).map(Arc::clone)
     }
 
-    /// The node of a key if `fits`, which is asked under the lock.
-    pub(crate) fn by_key(&self, key: Key, fits: impl FnOnce(&Inode) -> bool) -> Option<Arc<Inode>> {
+    pub(crate) fn by_key(&self, key: Key) -> Option<Arc<Inode>> {
         let hash = self.hash_key(key);
         let part = self.part(Parts::place(hash)).read();
-        part.by_key.find(hash, |inode| inode.key == key).filter(|inode| fits(inode)).map(Arc::clone)
+        part.by_key.find(hash, |inode| inode.key == key).map(Arc::clone)
     }
 
     pub(crate) fn enter(&self, key: Key) -> Entering<'_> {
@@ -241,7 +240,7 @@ mod tests {
             assert_eq!((inode.id >> 4) % PARTS, Parts::place(parts.hash_key(inode.key)));
             assert!(parts.take(inode.id, |_| false).is_none());
             assert!(Arc::ptr_eq(&parts.take(inode.id, |_| true).unwrap(), inode));
-            assert!(parts.by_key(inode.key, |_| true).is_none());
+            assert!(parts.by_key(inode.key).is_none());
         }
         assert_eq!(parts.count(), 0);
     }
@@ -264,7 +263,7 @@ mod tests {
         }
         for id in 100..200 {
             let inode = parts.take(id, |_| true).unwrap();
-            assert!(parts.by_id(id).is_none() && parts.by_key(inode.key, |_| true).is_none());
+            assert!(parts.by_id(id).is_none() && parts.by_key(inode.key).is_none());
         }
         assert_eq!(parts.count(), 100);
         parts.clear();

@@ -100,7 +100,7 @@ impl Pin {
         matches!(*self.hold.read_recursive(), Hold::Fd(_))
     }
 
-    /// Whether an inode of the node's device and number is the node's, when only its time of birth is known of it.
+    /// Whether an inode of the node's device and number is the node's, when only its time of birth is known of it. Waits for whoever opens it.
     pub(crate) fn is_proven(&self, born: Option<Born>) -> bool {
         match &*self.hold.read_recursive() {
             Hold::Fd(_) => true,
@@ -110,9 +110,9 @@ impl Pin {
     }
 
     /// As [`Pin::is_proven`], for an inode that was found as `name` in `parent`; tells also whether it was last seen there, if it
-    /// matters.
+    /// matters. Never waits: while the inode is being opened, nothing is proven.
     pub(crate) fn is_proven_at(&self, parent: &Arc<Inode>, name: &CStr, born: Born) -> Option<bool> {
-        match &*self.hold.read_recursive() {
+        match &*self.hold.try_read_recursive()? {
             Hold::Fd(_) => Some(true),
             Hold::Seen(seen) => (born == seen.born()).then(|| seen.is_at(parent, name)),
             Hold::Handle(_) => None,
@@ -183,9 +183,10 @@ impl Pin {
         Ok(true)
     }
 
-    /// Whether `new` is of the node's inode, whose key it shares. A node that has no descriptor keeps the one of `new`.
+    /// Whether `new` is of the node's inode, whose key it shares. A node that has no descriptor keeps the one of `new`. Waits for the host, so
+    /// not to be called with a part of the table locked.
     pub(crate) fn matches(&self, new: Hold, born: Option<Born>, pins: &Pins, key: Key) -> Matched {
-        // Never waits for whoever borrows the descriptor: they may wait for the table that our caller has locked.
+        // Never waits for whoever borrows the descriptor: that may take long, and the node has it then.
         let mut hold = loop {
             if self.holds_fd() {
                 return Matched::Yes;
@@ -215,6 +216,12 @@ impl Pin {
         *hold = Hold::Fd(fd);
         pins.more();
         Matched::YesWithIt
+    }
+
+    /// Somebody opens the inode, until what is answered is dropped.
+    #[cfg(test)]
+    pub(crate) fn busy(&self) -> impl Drop + '_ {
+        self.hold.write()
     }
 
     /// Gives the descriptor up for a handle, if that can be done now.

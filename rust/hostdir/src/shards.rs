@@ -48,15 +48,12 @@ impl<T> Shards<T> {
         }
     }
 
-    /// Empties the table, gives its memory back, and answers how much was in it. What is dropped is dropped outside of the locks.
-    pub(crate) fn clear(&self) -> usize {
-        let mut count = 0;
+    /// Empties the table and gives its memory back. What is dropped is dropped outside of the locks.
+    pub(crate) fn clear(&self) {
         for shard in &self.shards {
             let table = std::mem::take(&mut *shard.0.write());
-            count += table.len();
             drop(table);
         }
-        count
     }
 }
 

@@ -102,7 +102,7 @@ impl<H: Stand> Standing<H> {
 
     pub(crate) fn clear(&self) {
         self.clock.lock().clear();
-        _ = self.table.clear();
+        self.table.clear();
     }
 
     pub(crate) fn len(&self) -> usize {
