@@ -239,9 +239,13 @@ impl Inodes {
         self.nodes.next()
     }
 
-    /// Ids are made of no number below `next` any more.
-    pub(crate) fn go_on_from(&self, next: u64) {
-        self.nodes.go_on_from(next);
+    /// Ids are made of no number below `next` any more. False if too few would be left: half of all ids, which nobody uses up, are enough.
+    pub(crate) fn go_on_from(&self, next: u64) -> bool {
+        let enough = next <= u64::MAX / 2 / slots(self.versions.as_deref());
+        if enough {
+            self.nodes.go_on_from(next);
+        }
+        enough
     }
 
     /// The descriptor by which file handles of the root's mount are opened, if they can be.

@@ -105,6 +105,13 @@ impl Node {
     }
 }
 
+/// The next number of an open file or directory, or of one to come: those from half of [`BACKING`] on are out of anybody's reach, so that none
+/// ever has that bit.
+fn number_of_handle(from: &mut Reader<'_>) -> Result<u64, Unusable> {
+    let number = from.number()?;
+    if number < BACKING / 2 { Ok(number) } else { Err(Unusable::Broken) }
+}
+
 impl HostDir {
     pub(crate) fn op_save(&self, out: &mut Saved) {
         out.number(self.slots());
@@ -177,11 +184,17 @@ impl HostDir {
                 self.slots()
             )));
         }
-        self.inodes.go_on_from(from.number()?);
+        let next = from.number()?;
+        if !self.inodes.go_on_from(next) {
+            return Err(Unusable::Broken);
+        }
         let mount = self.inodes.mount_of_root();
         let mut paths = HashMap::new();
         for _ in 0..from.number()? {
             let node = Node::read(from)?;
+            if node.id / slots.max(1) >= next {
+                return Err(Unusable::Broken);
+            }
             match self.find_again(&node, mount.as_ref()) {
                 Ok(()) => drop(paths.insert(node.id, node.path)),
                 Err(error) => lost.push(Lost { what: Thing::Node, node: node.id, path: node.path, error }),
@@ -193,9 +206,10 @@ impl HostDir {
             path.map(|path| Lost { what, node, path, error })
         };
         let mut open = HashMap::new();
-        self.files.go_on_from(from.number()?);
+        self.files.go_on_from(number_of_handle(from)?);
         for _ in 0..from.number()? {
-            let (number, node, flags, locked) = (from.number()?, from.number()?, from.narrow::<u32>()?, from.flag()?);
+            let (number, node) = (number_of_handle(from)?, from.number()?);
+            let (flags, locked) = (from.narrow::<u32>()?, from.flag()?);
             open.insert(number, node);
             match self.open_again(node, flags) {
                 Ok(file) => {
@@ -205,9 +219,9 @@ impl HostDir {
                 Err(error) => lost.extend(lose(Thing::File, node, error)),
             }
         }
-        self.directories.go_on_from(from.number()?);
+        self.directories.go_on_from(number_of_handle(from)?);
         for _ in 0..from.number()? {
-            let (number, node) = (from.number()?, from.number()?);
+            let (number, node) = (number_of_handle(from)?, from.number()?);
             match self.inodes.get(node).and_then(|inode| {
                 Ok(DirHandle::new(Arc::clone(&inode), Counted::new(open_directory(&inode)?, &self.bounds)))
             }) {
