@@ -1,15 +1,16 @@
 """What is asked of this package's daemon, as data.
 
-The bars are this project's own, set before they were measured: against the better of Rust virtiofsd 1.14 and C virtiofsd 7.2 in
-the same run, and against bare system calls in one thread. What is measured against them are medians. They are for a driver that
-sleeps, with one request queue, as guests of Linux have it.
+The bars are this project's own, set before they were measured: against the best of Rust virtiofsd 1.14 with its defaults, the
+same without sandbox and file handles (`rust-bare`), and C virtiofsd 7.2, in each figure, as far as they are in the same run;
+and against bare system calls in one thread. What is measured against them are medians. They are for a driver that sleeps, with
+one request queue, as guests of Linux have it.
 """
 
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
 Figure: TypeAlias = Literal["ops", "cpu", "p50", "native", "over"]
-"""ops/s, daemon CPU and p50, each ours / the better peer; ops/s of ours / bare system calls; µs of daemon CPU beyond theirs."""
+"""ops/s, daemon CPU and p50, each ours / the best peer; ops/s of ours / bare system calls; µs of daemon CPU beyond theirs."""
 
 LOOKUPS: Final = ("lookup-hit", "lookup-warm", "lookup-miss")
 LISTINGS: Final = ("readdirplus", "readdirplus-warm")

@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -78,12 +79,12 @@ def run(parsed: argparse.Namespace) -> int:
     earlier = Result.read(parsed.out) if parsed.keep else None
     failures: list[str] = []
     with _directory(parsed.dir) as directory:
-        about = machine.describe(directory)
+        about = Result.of(machine.describe(directory), daemons, [])
         if earlier:
             earlier.goes_with(about)
         with progress_bar(steps(plan, daemons)) as progress:
             found = measure(plan, daemons, directory, progress=progress, failed=failures.append)
-    result = Result.of(about, daemons, found)
+    result = replace(about, measurements=found)
     if earlier:
         result = result.keeping(earlier)
     print(result.text)

@@ -26,7 +26,7 @@ class Limit(TypedDict):
 
     Attributes:
         native_cpu_us: CPU time of the bare system calls.
-        calls_per_op: how often the driver slept until the daemon called.
+        calls_per_op: how often the driver slept until the daemon called; not while FORGETs waited for room in their queue.
         kicks_per_op: how often the driver kicked the daemon.
         wakeups_us: CPU time of the daemon for so many of both.
         floor_us: of CPU: system calls and wake-ups, and nothing of the daemon's own.

@@ -10,7 +10,11 @@ from typing import TypedDict
 
 
 class Machine(TypedDict):
-    """The machine that was measured on."""
+    """The machine that was measured on.
+
+    Attributes:
+        cpus: processors that may be used: of the machine's those that this process, and so the daemons, are not kept from.
+    """
 
     kernel: str
     cpu: str
@@ -28,7 +32,7 @@ def describe(directory: Path) -> Machine:
     return Machine(
         kernel=platform.release(),
         cpu=models[0] if models else platform.processor(),
-        cpus=os.cpu_count() or 1,
+        cpus=len(os.sched_getaffinity(0)),
         filesystem=filesystem.stdout.strip(),
         load_average=round(os.getloadavg()[0], 2),
         time=time.strftime("%Y-%m-%d %H:%M:%S%z"),
@@ -40,6 +44,6 @@ def title(machine: Machine, rounds: Iterable[int]) -> str:
     all_of = set(rounds) or {0}
     counted = " to ".join(str(end) for end in sorted({min(all_of), max(all_of)}))
     return (
-        f"{machine['cpu']}, {machine['cpus']} CPUs, Linux {machine['kernel']}, {machine['filesystem']}, "
+        f"{machine['cpu']}, {machine['cpus']} CPUs to use, Linux {machine['kernel']}, {machine['filesystem']}, "
         f"load {machine['load_average']:.1f} at the beginning; medians of {counted} rounds."
     )

@@ -5,7 +5,7 @@ import shlex
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from virtiofs import _core
 from virtiofs.errors import ConfigError
@@ -48,31 +48,46 @@ class Result:
         """From STEM.json.
 
         Raises:
-            ConfigError: there is none, or it is no result.
+            ConfigError: there is none, or it is no result, or one that lacks what is told today.
         """
         file = stem.with_suffix(".json")
         try:
             kept = json.loads(file.read_text())
-            return Result(kept["machine"], kept["daemons"], kept["measurements"])
+            result = Result(kept["machine"], kept["daemons"], kept["measurements"])
+            # Told once in vain: what cannot be told is to be known before hours of measuring, not after.
+            _ = result.text
         except OSError as error:
             raise ConfigError(f"--keep: {error}") from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"--keep: {file} is no result of virtiofs bench") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(
+                f"--keep: {file} is no result of this version of virtiofs bench ({error!r}): leave --keep out"
+            ) from error
+        return result
 
-    def goes_with(self, machine: Machine) -> None:
-        """Whether lines measured now can stand beside these.
+    def goes_with(self, now: "Result") -> None:
+        """Whether lines measured now, of which `now` has where and by whom, can stand beside these.
 
         Raises:
-            ConfigError: they were measured elsewhere.
+            ConfigError: they were measured elsewhere, or of another version of a daemon.
         """
-        then: dict[str, Any] = dict(self.machine)
+        there, here = dict(self.machine), dict(now.machine)
         for what in ("kernel", "cpu", "cpus", "filesystem"):
-            if then.get(what) != dict(machine)[what]:
-                raise ConfigError(f"--keep: the {what} was {then.get(what)}, and is {dict(machine)[what]} now")
+            if there.get(what) != here[what]:
+                raise ConfigError(f"--keep: the {what} was {there.get(what)}, and is {here[what]} now")
+        for name in self.daemons.keys() & now.daemons.keys():
+            was, version = self.daemons[name]["version"], now.daemons[name]["version"]
+            if was != version:
+                raise ConfigError(
+                    f"--keep: {name} was {was}, and is {version} now: leave --keep out, or take another --out"
+                )
 
     def keeping(self, earlier: "Result") -> "Result":
-        """With the lines of an earlier result that were not measured again: so a line is of one run, ours and peers."""
+        """With the lines of an earlier result that were not measured again: so a line is of one run, ours and peers.
+
+        System calls and wake-ups go with their row, whether they were measured again or not.
+        """
         again = {_line(one) for one in self.measurements}
+        again |= {_beside(one["row"]) for one in self.measurements}
         kept = [one for one in earlier.measurements if _line(one) not in again]
         both = sorted(kept + self.measurements, key=_place)
         return Result(self.machine, earlier.daemons | self.daemons, both)
@@ -126,8 +141,13 @@ def _short(command: str) -> str:
 def _line(one: Measurement) -> tuple[str, str, int, str, int]:
     """What is measured anew as a whole: system calls and wake-ups whenever their row is."""
     if one["row"] == wakeup.WAKEUP or one["daemon"] == NATIVE:
-        return one["row"], one.get("beside", NATIVE), 0, "", 0
+        return _beside(one["beside" if "beside" in one else "row"])
     return one["row"], "", one.get("queues", 0), one.get("driver", ""), one.get("depth", 0)
+
+
+def _beside(row: str) -> tuple[str, str, int, str, int]:
+    """The line of the system calls and the wake-ups that were measured beside a row."""
+    return row, NATIVE, 0, "", 0
 
 
 def _place(one: Measurement) -> tuple[int, int, str, int]:

@@ -49,7 +49,7 @@ class Figures(TypedDict):
 
 
 class Ratio(TypedDict):
-    """Ours over the better peer in each figure: of rates more is better, of CPU and latency less."""
+    """Ours over the best peer in each figure: of rates more is better, of CPU and latency less."""
 
     row: str
     depth: int
@@ -174,6 +174,6 @@ def memory_rows(measurements: Sequence[Measurement], names: Sequence[str]) -> tu
 
 LEGEND: Final = (
     "Each cell: ops/s (MiB/s of data) · daemon CPU µs per op · latency p50/p99 µs · half the spread of the rounds.",
-    "Ratios are ours / the better peer; CPU and latency: below 1 is better.",
+    "Ratios are ours / the best peer; CPU and latency: below 1 is better.",
     "`native` are the bare system calls in one thread, whatever the depth, and no peer.",
 )

@@ -59,7 +59,8 @@ pub struct Report {
     pub driver_cpu: Duration,
     /// Times that the device was kicked, by FORGETs too.
     pub kicks: u64,
-    /// Times that the driver slept until the device called.
+    /// Times that the driver slept until the device called about a request. Where FORGETs wait for room in their queue it sleeps as well,
+    /// which is not counted.
     pub calls: u64,
 }
 
