@@ -171,7 +171,7 @@ impl Worker {
 
     /// Serves for a while, at a thread that has other queues as well.
     pub(crate) fn turn(&mut self, request: &mut Request, scratch: &mut Scratch) -> Turn {
-        let turn = match self.control.stop.load(Ordering::Acquire) {
+        let turn = match self.control.stops() {
             true => Turn::Idle,
             false => self.serve_while(&mut self.memory.load(), request, scratch),
         };
@@ -272,7 +272,9 @@ impl Worker {
             if self.aside.as_mut().is_some_and(Aside::is_due) {
                 // What is done need not wait for that.
                 self.tell();
-                self.aside.as_mut().map(|aside| aside.look(request, scratch));
+                if let Some(aside) = &mut self.aside {
+                    aside.look(request, scratch);
+                }
             }
         }
         scratch.finish();
